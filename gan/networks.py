@@ -1,0 +1,723 @@
+"""StyleGAN2 generator and discriminator (arXiv 1912.04958, with the changes of StyleGAN2-ADA, arXiv 2006.06676).
+
+Constructor arguments, parameter names and buffer names are a file format: snapshots are exchanged with other programs
+by them. This text itself is embedded in every snapshot, so it imports nothing but torch, numpy and `torch_utils.ops`.
+
+Shapes: N batch, C channels, L = num_ws style inputs of the synthesis network, D = w_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from torch_utils.ops import bias_act, conv2d_resample, upfirdn2d
+
+# What "half precision" means where: bfloat16 has hardware on CPUs, float16 on GPUs.
+_HALF_DTYPE = {"cuda": torch.float16, "cpu": torch.bfloat16}
+
+
+def normalize_2nd_moment(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
+    """Scale each row of `[N, features]` to a mean square of 1."""
+    return x * (x.square().mean(dim=1, keepdim=True) + eps).rsqrt()
+
+
+def modulated_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    styles: torch.Tensor,
+    noise: torch.Tensor | None = None,
+    up: int = 1,
+    down: int = 1,
+    padding: int = 0,
+    resample_filter: torch.Tensor | None = None,
+    demodulate: bool = True,
+    flip_weight: bool = True,
+) -> torch.Tensor:
+    """Convolve each sample with its own weights, `w' = weight * styles`, normalised per output channel if demodulating.
+
+    The per-sample weights are never built. With `s` the styles, conv(x, w * s) = conv(x * s, w), and the factor of the
+    normalisation is `d = rsqrt(s^2 @ sum_k(w^2) + 1e-8)`: a matrix product (arXiv 1912.04958, eq. 1 and 3).
+
+    Args:
+        x: `[N, I, H, W]`, float16, bfloat16, float32 or float64.
+        weight: `[O, I, k, k]`, float32 or float64.
+        styles: `[N, I]`, of weight's dtype.
+        noise: broadcastable to the output, added after demodulation, or None.
+        up, down, padding, resample_filter, flip_weight: as in `conv2d_resample`.
+
+    Returns:
+        `[N, O, H', W']` of x's dtype.
+    """
+    if x.dtype == torch.float16 and demodulate:
+        # Keep intermediate values far from float16's largest; demodulation cancels both factors.
+        in_size = weight[0].numel()
+        weight = weight * (in_size**-0.5 / weight.abs().amax(dim=[1, 2, 3], keepdim=True))  # [O, I, k, k]
+        styles = styles / styles.abs().amax(dim=1, keepdim=True)  # [N, I]
+    x = x * styles.to(x.dtype)[:, :, None, None]
+    x = conv2d_resample.conv2d_resample(
+        x, weight.to(x.dtype), f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight
+    )
+    if demodulate:
+        energy = weight.square().sum(dim=[2, 3])  # [O, I]
+        d = (styles.square() @ energy.t() + 1e-8).rsqrt().to(x.dtype)[:, :, None, None]  # [N, O, 1, 1]
+        return x * d if noise is None else torch.addcmul(noise.to(x.dtype), x, d)
+    return x if noise is None else x + noise.to(x.dtype)
+
+
+class _Recorded(torch.nn.Module):
+    """A module that remembers its constructor arguments, which a snapshot stores beside the tensors."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Recorded:
+        module = super().__new__(cls)
+        module.__dict__["_init_args"] = args
+        module.__dict__["_init_kwargs"] = kwargs
+        return module
+
+
+class FullyConnectedLayer(_Recorded):
+    """Linear layer with equalised learning rate (arXiv 1710.10196, section 4.1). `[N, in]` -> `[N, out]`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        activation: str = "linear",
+        lr_multiplier: float = 1,
+        bias_init: float = 0,
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.weight = torch.nn.Parameter(torch.randn([out_features, in_features]) / lr_multiplier)
+        self.bias = torch.nn.Parameter(torch.full([out_features], float(bias_init))) if bias else None
+        self.weight_gain = lr_multiplier / np.sqrt(in_features).item()
+        self.bias_gain = lr_multiplier
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        w = (self.weight * self.weight_gain).to(x.dtype)
+        b = self.bias
+        if b is not None:
+            b = (b * self.bias_gain if self.bias_gain != 1 else b).to(x.dtype)
+        if self.activation == "linear":
+            return F.linear(x, w, b)
+        return bias_act.bias_act(F.linear(x, w), b, act=self.activation)
+
+
+class Conv2dLayer(_Recorded):
+    """Convolution with equalised learning rate, optional resampling, bias and activation."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        bias: bool = True,
+        activation: str = "linear",
+        up: int = 1,
+        down: int = 1,
+        resample_filter: Sequence[float] = (1, 3, 3, 1),
+        conv_clamp: float | None = None,
+        channels_last: bool = False,
+        trainable: bool = True,
+    ) -> None:
+        super().__init__()
+        self.activation, self.up, self.down, self.conv_clamp = activation, up, down, conv_clamp
+        self.padding = kernel_size // 2
+        self.weight_gain = 1 / np.sqrt(in_channels * kernel_size**2).item()
+        self.act_gain = bias_act.activations[activation].default_gain
+        self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
+        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
+        if channels_last:
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        tensors = {"weight": weight, "bias": torch.zeros([out_channels]) if bias else None}
+        for name, tensor in tensors.items():
+            if trainable or tensor is None:
+                self.register_parameter(name, None if tensor is None else torch.nn.Parameter(tensor))
+            else:  # Freeze-D (arXiv 2002.10964)
+                self.register_buffer(name, tensor)
+
+    def forward(self, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
+        w = (self.weight * self.weight_gain).to(x.dtype)
+        x = conv2d_resample.conv2d_resample(
+            x, w, f=self.resample_filter, up=self.up, down=self.down, padding=self.padding, flip_weight=self.up == 1
+        )
+        b = self.bias.to(x.dtype) if self.bias is not None else None
+        clamp = self.conv_clamp * gain if self.conv_clamp is not None else None
+        return bias_act.bias_act(x, b, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
+
+
+class MappingNetwork(_Recorded):
+    """Latents z and labels c to intermediate latents: `[N, z_dim]`, `[N, c_dim]` -> `[N, L, D]`.
+
+    With num_ws None the result is not broadcast: `[N, D]`. Either input may have zero columns.
+    """
+
+    def __init__(
+        self,
+        z_dim: int,
+        c_dim: int,
+        w_dim: int,
+        num_ws: int | None,
+        num_layers: int = 8,
+        embed_features: int | None = None,
+        layer_features: int | None = None,
+        activation: str = "lrelu",
+        lr_multiplier: float = 0.01,
+        w_avg_beta: float | None = 0.995,
+    ) -> None:
+        super().__init__()
+        self.z_dim, self.c_dim, self.w_dim, self.num_ws = z_dim, c_dim, w_dim, num_ws
+        self.num_layers, self.w_avg_beta = num_layers, w_avg_beta
+        embed = 0 if c_dim == 0 else embed_features or w_dim
+        hidden = layer_features or w_dim
+        features = [z_dim + embed, *[hidden] * (num_layers - 1), w_dim]
+        if c_dim > 0:
+            self.embed = FullyConnectedLayer(c_dim, embed)
+        for i in range(num_layers):
+            layer = FullyConnectedLayer(
+                features[i], features[i + 1], activation=activation, lr_multiplier=lr_multiplier
+            )
+            setattr(self, f"fc{i}", layer)
+        if num_ws is not None and w_avg_beta is not None:
+            self.register_buffer("w_avg", torch.zeros([w_dim]))
+
+    def forward(
+        self,
+        z: torch.Tensor | None,
+        c: torch.Tensor | None = None,
+        truncation_psi: float = 1,
+        truncation_cutoff: int | None = None,
+        skip_w_avg_update: bool = False,
+    ) -> torch.Tensor:
+        """Map, track the mean in training mode unless told not to, broadcast, truncate (arXiv 1812.04948, app. B)."""
+        inputs = []
+        if self.z_dim > 0 and z is not None:
+            inputs.append(normalize_2nd_moment(z.to(torch.float32)))
+        if self.c_dim > 0:
+            if c is None:
+                raise ValueError(f"this network is conditional: give labels c of shape [N, {self.c_dim}]")
+            inputs.append(normalize_2nd_moment(self.embed(c.to(torch.float32))))
+        x = torch.cat(inputs, dim=1)
+        for i in range(self.num_layers):
+            x = getattr(self, f"fc{i}")(x)
+
+        if self.training and not skip_w_avg_update:
+            self.track_w_avg(x.detach().mean(dim=0))
+        if self.num_ws is not None:
+            x = x[:, None].expand(-1, self.num_ws, -1)
+        if truncation_psi != 1:
+            if self.w_avg_beta is None:
+                raise ValueError("truncation needs the mean of w, which this network does not track (w_avg_beta)")
+            if self.num_ws is None or truncation_cutoff is None:
+                return self.w_avg.lerp(x, truncation_psi)
+            near = self.w_avg.lerp(x[:, :truncation_cutoff], truncation_psi)
+            x = torch.cat([near, x[:, truncation_cutoff:]], dim=1)
+        return x
+
+    @torch.no_grad()
+    def track_w_avg(self, w_mean: torch.Tensor) -> None:
+        """Move w_avg towards a batch's mean w `[D]`."""
+        if self.num_ws is not None and self.w_avg_beta is not None:
+            self.w_avg.copy_(w_mean.lerp(self.w_avg, self.w_avg_beta))
+
+
+class SynthesisLayer(_Recorded):
+    """Modulated 3x3 convolution with noise, bias and activation."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        resolution: int,
+        kernel_size: int = 3,
+        up: int = 1,
+        use_noise: bool = True,
+        activation: str = "lrelu",
+        resample_filter: Sequence[float] = (1, 3, 3, 1),
+        conv_clamp: float | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.resolution, self.up, self.use_noise = resolution, up, use_noise
+        self.activation, self.conv_clamp, self.padding = activation, conv_clamp, kernel_size // 2
+        self.act_gain = bias_act.activations[activation].default_gain
+        self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
+        self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
+        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
+        if channels_last:
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        self.weight = torch.nn.Parameter(weight)
+        if use_noise:
+            self.register_buffer("noise_const", torch.randn([resolution, resolution]))
+            self.noise_strength = torch.nn.Parameter(torch.zeros([]))
+        self.bias = torch.nn.Parameter(torch.zeros([out_channels]))
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor, noise_mode: str = "random", gain: float = 1) -> torch.Tensor:
+        noise = None
+        if self.use_noise and noise_mode == "random":
+            noise = torch.randn([x.shape[0], 1, self.resolution, self.resolution], device=x.device)
+            noise = noise * self.noise_strength
+        elif self.use_noise and noise_mode == "const":
+            noise = self.noise_const * self.noise_strength
+        x = modulated_conv2d(
+            x,
+            self.weight,
+            self.affine(w),
+            noise=noise,
+            up=self.up,
+            padding=self.padding,
+            resample_filter=self.resample_filter,
+            flip_weight=self.up == 1,
+        )
+        clamp = self.conv_clamp * gain if self.conv_clamp is not None else None
+        return bias_act.bias_act(
+            x, self.bias.to(x.dtype), act=self.activation, gain=self.act_gain * gain, clamp=clamp
+        )
+
+
+class ToRGBLayer(_Recorded):
+    """Modulated 1x1 convolution to image channels, without demodulation."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        kernel_size: int = 1,
+        conv_clamp: float | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.conv_clamp = conv_clamp
+        self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
+        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
+        if channels_last:
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        self.weight = torch.nn.Parameter(weight)
+        self.bias = torch.nn.Parameter(torch.zeros([out_channels]))
+        self.weight_gain = 1 / np.sqrt(in_channels * kernel_size**2).item()
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        x = modulated_conv2d(x, self.weight, self.affine(w) * self.weight_gain, demodulate=False)
+        return bias_act.bias_act(x, self.bias.to(x.dtype), clamp=self.conv_clamp)
+
+
+class _Block(_Recorded):
+    """What the blocks of both networks share: the precision they compute in."""
+
+    use_fp16: bool
+    channels_last: bool
+    half_dtype: torch.dtype | None = None  # None: by device
+
+    def compute_dtype(self, device: torch.device, force_fp32: bool) -> torch.dtype:
+        """The dtype of this block's convolutions on `device`."""
+        if force_fp32 or not self.use_fp16:
+            return torch.float32
+        return self.half_dtype or _HALF_DTYPE.get(device.type, torch.float32)
+
+    def memory_format(self, dtype: torch.dtype) -> torch.memory_format:
+        """The layout of this block's activations."""
+        if self.channels_last and dtype != torch.float32:
+            return torch.channels_last
+        return torch.contiguous_format
+
+
+class SynthesisBlock(_Block):
+    """All layers of the synthesis network at one resolution."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        resolution: int,
+        img_channels: int,
+        is_last: bool,
+        architecture: str = "skip",
+        resample_filter: Sequence[float] = (1, 3, 3, 1),
+        conv_clamp: float | None = None,
+        use_fp16: bool = False,
+        fp16_channels_last: bool = False,
+        **layer_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        _check_architecture(architecture)
+        self.in_channels, self.resolution, self.is_last = in_channels, resolution, is_last
+        self.architecture, self.use_fp16 = architecture, use_fp16
+        self.channels_last = use_fp16 and fp16_channels_last
+        self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
+        common = {"conv_clamp": conv_clamp, "channels_last": self.channels_last}
+        layer = {"w_dim": w_dim, "resolution": resolution, "resample_filter": resample_filter, **common, **layer_kwargs}
+        if in_channels == 0:
+            self.const = torch.nn.Parameter(torch.randn([out_channels, resolution, resolution]))
+        else:
+            self.conv0 = SynthesisLayer(in_channels, out_channels, up=2, **layer)
+        self.conv1 = SynthesisLayer(out_channels, out_channels, **layer)
+        self.num_conv = 1 if in_channels == 0 else 2
+        self.num_torgb = int(is_last or architecture == "skip")
+        if self.num_torgb:
+            self.torgb = ToRGBLayer(out_channels, img_channels, w_dim=w_dim, **common)
+        if in_channels != 0 and architecture == "resnet":
+            self.skip = Conv2dLayer(
+                in_channels,
+                out_channels,
+                kernel_size=1,
+                bias=False,
+                up=2,
+                resample_filter=resample_filter,
+                channels_last=self.channels_last,
+            )
+
+    def forward(
+        self,
+        x: torch.Tensor | None,
+        img: torch.Tensor | None,
+        ws: torch.Tensor,
+        force_fp32: bool = False,
+        noise_mode: str = "random",
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Features and image of the previous block, ws `[N, num_conv + num_torgb, D]` -> features and image."""
+        w = iter(ws.unbind(dim=1))
+        dtype = self.compute_dtype(ws.device, force_fp32)
+        layout = self.memory_format(dtype)
+        if x is None:
+            x = self.const.to(dtype).expand(ws.shape[0], -1, -1, -1).contiguous(memory_format=layout)
+            x = self.conv1(x, next(w), noise_mode=noise_mode)
+        else:
+            x = x.to(dtype=dtype, memory_format=layout)
+            if self.architecture == "resnet":
+                y = self.skip(x, gain=np.sqrt(0.5).item())
+                x = self.conv0(x, next(w), noise_mode=noise_mode)
+                x = self.conv1(x, next(w), noise_mode=noise_mode, gain=np.sqrt(0.5).item())
+                x = y + x
+            else:
+                x = self.conv0(x, next(w), noise_mode=noise_mode)
+                x = self.conv1(x, next(w), noise_mode=noise_mode)
+
+        if img is not None:
+            img = upfirdn2d.upsample2d(img, self.resample_filter)
+        if self.num_torgb:
+            rgb = self.torgb(x, next(w)).to(dtype=torch.float32, memory_format=torch.contiguous_format)
+            img = rgb if img is None else img + rgb
+        return x, img
+
+
+class SynthesisNetwork(_Recorded):
+    """Intermediate latents to images: ws `[N, L, D]` -> `[N, img_channels, R, R]` float32, about [-1, 1]."""
+
+    def __init__(
+        self,
+        w_dim: int,
+        img_resolution: int,
+        img_channels: int,
+        channel_base: int = 32768,
+        channel_max: int = 512,
+        num_fp16_res: int = 0,
+        **block_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.w_dim, self.img_resolution, self.img_channels = w_dim, img_resolution, img_channels
+        self.block_resolutions = _resolutions(img_resolution)
+        self.num_ws = 0
+        for res in self.block_resolutions:
+            block = SynthesisBlock(
+                _channels(res // 2, channel_base, channel_max) if res > 4 else 0,
+                _channels(res, channel_base, channel_max),
+                w_dim=w_dim,
+                resolution=res,
+                img_channels=img_channels,
+                is_last=res == img_resolution,
+                use_fp16=res >= _first_half_resolution(img_resolution, num_fp16_res),
+                **block_kwargs,
+            )
+            self.num_ws += block.num_conv + (block.num_torgb if block.is_last else 0)
+            setattr(self, f"b{res}", block)
+
+    def forward(self, ws: torch.Tensor, force_fp32: bool = False, noise_mode: str = "random") -> torch.Tensor:
+        """Synthesise. noise_mode: 'random' (fresh noise), 'const' (the stored noise) or 'none'."""
+        if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
+            raise ValueError(f"ws must be [N, {self.num_ws}, {self.w_dim}], not {list(ws.shape)}")
+        if noise_mode not in ("random", "const", "none"):
+            raise ValueError(f"noise_mode must be random, const or none, not {noise_mode!r}")
+        ws = ws.to(torch.float32)
+        x = img = None
+        first = 0
+        for res in self.block_resolutions:
+            block = getattr(self, f"b{res}")
+            # The w of a block's torgb is shared with the first convolution of the next block.
+            block_ws = ws.narrow(1, first, block.num_conv + block.num_torgb)
+            x, img = block(x, img, block_ws, force_fp32=force_fp32, noise_mode=noise_mode)
+            first += block.num_conv
+        assert img is not None
+        return img
+
+
+class Generator(_Recorded):
+    """Latents and labels to images: `[N, z_dim]`, `[N, c_dim]` -> `[N, img_channels, R, R]` float32, about [-1, 1]."""
+
+    def __init__(
+        self,
+        z_dim: int,
+        c_dim: int,
+        w_dim: int,
+        img_resolution: int,
+        img_channels: int,
+        mapping_kwargs: Mapping[str, Any] | None = None,
+        synthesis_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
+        self.img_resolution, self.img_channels = img_resolution, img_channels
+        self.synthesis = SynthesisNetwork(w_dim, img_resolution, img_channels, **(synthesis_kwargs or {}))
+        self.num_ws = self.synthesis.num_ws
+        self.mapping = MappingNetwork(z_dim, c_dim, w_dim, num_ws=self.num_ws, **(mapping_kwargs or {}))
+
+    def forward(
+        self,
+        z: torch.Tensor,
+        c: torch.Tensor | None = None,
+        truncation_psi: float = 1,
+        truncation_cutoff: int | None = None,
+        **synthesis_kwargs: Any,
+    ) -> torch.Tensor:
+        ws = self.mapping(z, c, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff)
+        return self.synthesis(ws, **synthesis_kwargs)
+
+
+class DiscriminatorBlock(_Block):
+    """All layers of the discriminator at one resolution, which it halves."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        tmp_channels: int,
+        out_channels: int,
+        resolution: int,
+        img_channels: int,
+        first_layer_idx: int,
+        architecture: str = "resnet",
+        activation: str = "lrelu",
+        resample_filter: Sequence[float] = (1, 3, 3, 1),
+        conv_clamp: float | None = None,
+        use_fp16: bool = False,
+        fp16_channels_last: bool = False,
+        freeze_layers: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_architecture(architecture)
+        self.in_channels, self.resolution, self.architecture = in_channels, resolution, architecture
+        self.use_fp16, self.channels_last = use_fp16, use_fp16 and fp16_channels_last
+        self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
+        self.num_layers = 0
+
+        def layer(inputs: int, outputs: int, kernel_size: int, **kwargs: Any) -> Conv2dLayer:
+            trainable = first_layer_idx + self.num_layers >= freeze_layers
+            self.num_layers += 1
+            return Conv2dLayer(
+                inputs,
+                outputs,
+                kernel_size=kernel_size,
+                resample_filter=resample_filter,
+                channels_last=self.channels_last,
+                trainable=trainable,
+                **kwargs,
+            )
+
+        active = {"activation": activation, "conv_clamp": conv_clamp}
+        if in_channels == 0 or architecture == "skip":
+            self.fromrgb = layer(img_channels, tmp_channels, 1, **active)
+        self.conv0 = layer(tmp_channels, tmp_channels, 3, **active)
+        self.conv1 = layer(tmp_channels, out_channels, 3, down=2, **active)
+        if architecture == "resnet":
+            self.skip = layer(tmp_channels, out_channels, 1, bias=False, down=2)
+
+    def forward(
+        self, x: torch.Tensor | None, img: torch.Tensor | None, force_fp32: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Features of the previous block (None in the first) and the image at this resolution -> the next's."""
+        device = img.device if x is None and img is not None else x.device  # type: ignore[union-attr]
+        dtype = self.compute_dtype(device, force_fp32)
+        layout = self.memory_format(dtype)
+        if x is not None:
+            x = x.to(dtype=dtype, memory_format=layout)
+        if self.in_channels == 0 or self.architecture == "skip":
+            assert img is not None
+            y = self.fromrgb(img.to(dtype=dtype, memory_format=layout))
+            x = y if x is None else x + y
+            img = upfirdn2d.downsample2d(img, self.resample_filter) if self.architecture == "skip" else None
+        assert x is not None
+        if self.architecture == "resnet":
+            y = self.skip(x, gain=np.sqrt(0.5).item())
+            x = self.conv1(self.conv0(x), gain=np.sqrt(0.5).item())
+            return y + x, img
+        return self.conv1(self.conv0(x)), img
+
+
+class MinibatchStdLayer(_Recorded):
+    """Append channels with the standard deviation over a group of samples (arXiv 1710.10196, section 3).
+
+    `[N, C, H, W]` -> `[N, C + num_channels, H, W]`; sample i belongs to group i mod (N / group size).
+    """
+
+    def __init__(self, group_size: int | None, num_channels: int = 1) -> None:
+        super().__init__()
+        self.group_size, self.num_channels = group_size, num_channels
+
+    def forward(self, x: torch.Tensor, num_batches: int = 1) -> torch.Tensor:
+        """`num_batches`: x is that many batches one after the other, whose groups are kept apart."""
+        n, c, h, w = x.shape
+        batch = n // num_batches
+        group = min(self.group_size or batch, batch)
+        if batch % group != 0:
+            raise ValueError(f"a batch of {batch} does not divide into minibatch-stddev groups of {group}")
+        features = self.num_channels
+        y = x.reshape(num_batches, group, -1, features, c // features, h, w)  # [B, G, n, F, c, H, W]
+        y = (y - y.mean(dim=1, keepdim=True)).square().mean(dim=1)  # [B, n, F, c, H, W]
+        y = (y + 1e-8).sqrt().mean(dim=[3, 4, 5])  # [B, n, F]
+        y = y[:, None].expand(-1, group, -1, -1).reshape(n, features, 1, 1).expand(-1, -1, h, w)
+        return torch.cat([x, y], dim=1)
+
+
+class DiscriminatorEpilogue(_Recorded):
+    """The last layers of the discriminator, at 4x4, in float32."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        cmap_dim: int,
+        resolution: int,
+        img_channels: int,
+        architecture: str = "resnet",
+        mbstd_group_size: int | None = 4,
+        mbstd_num_channels: int = 1,
+        activation: str = "lrelu",
+        conv_clamp: float | None = None,
+    ) -> None:
+        super().__init__()
+        _check_architecture(architecture)
+        self.cmap_dim, self.resolution, self.architecture = cmap_dim, resolution, architecture
+        if architecture == "skip":
+            self.fromrgb = Conv2dLayer(img_channels, in_channels, kernel_size=1, activation=activation)
+        self.mbstd = MinibatchStdLayer(mbstd_group_size, mbstd_num_channels) if mbstd_num_channels > 0 else None
+        self.conv = Conv2dLayer(
+            in_channels + mbstd_num_channels, in_channels, kernel_size=3, activation=activation, conv_clamp=conv_clamp
+        )
+        self.fc = FullyConnectedLayer(in_channels * resolution**2, in_channels, activation=activation)
+        self.out = FullyConnectedLayer(in_channels, cmap_dim or 1)
+
+    def forward(
+        self, x: torch.Tensor, img: torch.Tensor | None, cmap: torch.Tensor | None, num_batches: int = 1
+    ) -> torch.Tensor:
+        x = x.to(dtype=torch.float32, memory_format=torch.contiguous_format)
+        if self.architecture == "skip":
+            assert img is not None
+            x = x + self.fromrgb(img.to(torch.float32))
+        if self.mbstd is not None:
+            x = self.mbstd(x, num_batches)
+        x = self.fc(self.conv(x).flatten(1))
+        x = self.out(x)
+        if cmap is not None and self.cmap_dim > 0:  # projection discriminator (arXiv 1802.05637)
+            x = (x * cmap).sum(dim=1, keepdim=True) * (1 / np.sqrt(self.cmap_dim).item())
+        return x
+
+
+class Discriminator(_Recorded):
+    """Images and labels to realness: `[N, img_channels, R, R]`, `[N, c_dim]` -> logits `[N, 1]` float32."""
+
+    def __init__(
+        self,
+        c_dim: int,
+        img_resolution: int,
+        img_channels: int,
+        architecture: str = "resnet",
+        channel_base: int = 32768,
+        channel_max: int = 512,
+        num_fp16_res: int = 0,
+        conv_clamp: float | None = None,
+        cmap_dim: int | None = None,
+        block_kwargs: Mapping[str, Any] | None = None,
+        mapping_kwargs: Mapping[str, Any] | None = None,
+        epilogue_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.c_dim, self.img_resolution, self.img_channels = c_dim, img_resolution, img_channels
+        self.block_resolutions = _resolutions(img_resolution)[:0:-1]  # R, ..., 8
+        if cmap_dim is None:
+            cmap_dim = _channels(4, channel_base, channel_max)
+        if c_dim == 0:
+            cmap_dim = 0
+        common = {"img_channels": img_channels, "architecture": architecture, "conv_clamp": conv_clamp}
+        first_layer_idx = 0
+        for res in self.block_resolutions:
+            channels = _channels(res, channel_base, channel_max)
+            block = DiscriminatorBlock(
+                channels if res < img_resolution else 0,
+                channels,
+                _channels(res // 2, channel_base, channel_max),
+                resolution=res,
+                first_layer_idx=first_layer_idx,
+                use_fp16=res >= _first_half_resolution(img_resolution, num_fp16_res),
+                **(block_kwargs or {}),
+                **common,
+            )
+            setattr(self, f"b{res}", block)
+            first_layer_idx += block.num_layers
+        if c_dim > 0:
+            self.mapping = MappingNetwork(
+                z_dim=0, c_dim=c_dim, w_dim=cmap_dim, num_ws=None, w_avg_beta=None, **(mapping_kwargs or {})
+            )
+        self.b4 = DiscriminatorEpilogue(
+            _channels(4, channel_base, channel_max), cmap_dim=cmap_dim, resolution=4, **(epilogue_kwargs or {}), **common
+        )
+
+    def forward(
+        self,
+        img: torch.Tensor,
+        c: torch.Tensor | None = None,
+        force_fp32: bool = False,
+        num_batches: int = 1,
+    ) -> torch.Tensor:
+        """Judge images. `num_batches`: img is that many batches one after the other, judged as if one at a time."""
+        x: torch.Tensor | None = None
+        rgb: torch.Tensor | None = img
+        for res in self.block_resolutions:
+            x, rgb = getattr(self, f"b{res}")(x, rgb, force_fp32=force_fp32)
+        cmap = self.mapping(None, c) if self.c_dim > 0 else None
+        return self.b4(x, rgb, cmap, num_batches)
+
+
+def set_half_dtype(network: torch.nn.Module, dtype: torch.dtype | None) -> None:
+    """Choose what the half-precision blocks of a network compute in; None restores the default of the device."""
+    for module in network.modules():
+        if isinstance(module, _Block):
+            module.__dict__.pop("half_dtype", None)
+            if dtype is not None:
+                module.half_dtype = dtype
+
+
+def _check_architecture(architecture: str) -> None:
+    if architecture not in ("orig", "skip", "resnet"):
+        raise ValueError(f"architecture must be orig, skip or resnet, not {architecture!r}")
+
+
+def _resolutions(img_resolution: int) -> list[int]:
+    if img_resolution < 4 or img_resolution & (img_resolution - 1):
+        raise ValueError(f"img_resolution must be a power of two of at least 4, not {img_resolution}")
+    return [2**i for i in range(2, img_resolution.bit_length())]
+
+
+def _channels(resolution: int, channel_base: int, channel_max: int) -> int:
+    return min(channel_base // resolution, channel_max)
+
+
+def _first_half_resolution(img_resolution: int, num_fp16_res: int) -> int:
+    """The lowest resolution that computes in half precision; 4x4 never does. Larger than the image: none does."""
+    if num_fp16_res == 0:
+        return img_resolution + 1
+    return max(2 ** (img_resolution.bit_length() - num_fp16_res), 8)

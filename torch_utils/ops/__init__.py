@@ -1,0 +1,1 @@
+"""Differentiable tensor operations: each a public function beside its `_ref`."""
