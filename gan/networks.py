@@ -122,7 +122,6 @@ class Conv2dLayer(_Recorded):
         down: int = 1,
         resample_filter: Sequence[float] = (1, 3, 3, 1),
         conv_clamp: float | None = None,
-        channels_last: bool = False,
         trainable: bool = True,
     ) -> None:
         super().__init__()
@@ -132,8 +131,6 @@ class Conv2dLayer(_Recorded):
         self.act_gain = bias_act.activations[activation].default_gain
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
         weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
-        if channels_last:
-            weight = weight.contiguous(memory_format=torch.channels_last)
         tensors = {"weight": weight, "bias": torch.zeros([out_channels]) if bias else None}
         for name, tensor in tensors.items():
             if trainable or tensor is None:
@@ -241,7 +238,6 @@ class SynthesisLayer(_Recorded):
         activation: str = "lrelu",
         resample_filter: Sequence[float] = (1, 3, 3, 1),
         conv_clamp: float | None = None,
-        channels_last: bool = False,
     ) -> None:
         super().__init__()
         self.resolution, self.up, self.use_noise = resolution, up, use_noise
@@ -249,10 +245,7 @@ class SynthesisLayer(_Recorded):
         self.act_gain = bias_act.activations[activation].default_gain
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
-        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
-        if channels_last:
-            weight = weight.contiguous(memory_format=torch.channels_last)
-        self.weight = torch.nn.Parameter(weight)
+        self.weight = torch.nn.Parameter(torch.randn([out_channels, in_channels, kernel_size, kernel_size]))
         if use_noise:
             self.register_buffer("noise_const", torch.randn([resolution, resolution]))
             self.noise_strength = torch.nn.Parameter(torch.zeros([]))
@@ -291,15 +284,11 @@ class ToRGBLayer(_Recorded):
         w_dim: int,
         kernel_size: int = 1,
         conv_clamp: float | None = None,
-        channels_last: bool = False,
     ) -> None:
         super().__init__()
         self.conv_clamp = conv_clamp
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
-        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
-        if channels_last:
-            weight = weight.contiguous(memory_format=torch.channels_last)
-        self.weight = torch.nn.Parameter(weight)
+        self.weight = torch.nn.Parameter(torch.randn([out_channels, in_channels, kernel_size, kernel_size]))
         self.bias = torch.nn.Parameter(torch.zeros([out_channels]))
         self.weight_gain = 1 / np.sqrt(in_channels * kernel_size**2).item()
 
@@ -352,8 +341,13 @@ class SynthesisBlock(_Block):
         self.architecture, self.use_fp16 = architecture, use_fp16
         self.channels_last = use_fp16 and fp16_channels_last
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
-        common = {"conv_clamp": conv_clamp, "channels_last": self.channels_last}
-        layer = {"w_dim": w_dim, "resolution": resolution, "resample_filter": resample_filter, **common, **layer_kwargs}
+        layer = {
+            "w_dim": w_dim,
+            "resolution": resolution,
+            "resample_filter": resample_filter,
+            "conv_clamp": conv_clamp,
+            **layer_kwargs,
+        }
         if in_channels == 0:
             self.const = torch.nn.Parameter(torch.randn([out_channels, resolution, resolution]))
         else:
@@ -362,7 +356,7 @@ class SynthesisBlock(_Block):
         self.num_conv = 1 if in_channels == 0 else 2
         self.num_torgb = int(is_last or architecture == "skip")
         if self.num_torgb:
-            self.torgb = ToRGBLayer(out_channels, img_channels, w_dim=w_dim, **common)
+            self.torgb = ToRGBLayer(out_channels, img_channels, w_dim=w_dim, conv_clamp=conv_clamp)
         if in_channels != 0 and architecture == "resnet":
             self.skip = Conv2dLayer(
                 in_channels,
@@ -371,7 +365,6 @@ class SynthesisBlock(_Block):
                 bias=False,
                 up=2,
                 resample_filter=resample_filter,
-                channels_last=self.channels_last,
             )
 
     def forward(
@@ -524,7 +517,6 @@ class DiscriminatorBlock(_Block):
                 outputs,
                 kernel_size=kernel_size,
                 resample_filter=resample_filter,
-                channels_last=self.channels_last,
                 trainable=trainable,
                 **kwargs,
             )

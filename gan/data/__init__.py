@@ -1,1 +1,1 @@
-"""Images in: what a user names as a source, how it is cropped and scaled, and the packed dataset that training reads."""
+"""Images in: opening what a user names, cropping and scaling it, packing it into the dataset that training reads."""

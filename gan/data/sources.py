@@ -11,7 +11,7 @@ import os
 import posixpath
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,10 +66,10 @@ class FolderSource(Source):
 
     def __init__(self, name: str) -> None:
         self._root = Path(name)
-        images, self_ignored = _split_names(_files_below(self._root))
+        images, ignored = _split_names(_files_below(self._root))
         super().__init__(name, images)
-        self.ignored = self_ignored
-        self.labels = _labels_by_name(name, self_ignored, lambda path: (self._root / path).read_bytes())
+        self.ignored = ignored
+        self.labels = _labels_by_name(name, ignored, lambda path: (self._root / path).read_bytes())
 
     def read(self, index: int) -> Image.Image:
         return Image.open(self._root / self.names[index])
@@ -82,7 +82,7 @@ class ZipSource(Source):
         try:
             self._archive = zipfile.ZipFile(name)
         except zipfile.BadZipFile:
-            raise GanError(f"--source {name}: is not a zip file, or only a part of one; make or copy it again") from None
+            raise GanError(f"--source {name}: is not a zip file, or a part of one; make or copy it again") from None
         entries = {info.filename.replace("\\", "/"): info for info in self._archive.infolist() if not info.is_dir()}
         images, ignored = _split_names(entries)
         super().__init__(name, images)
@@ -91,7 +91,7 @@ class ZipSource(Source):
         self.labels = _labels_by_name(name, ignored, lambda path: self._archive.read(entries[path]))
 
     def read(self, index: int) -> Image.Image:
-        return Image.open(self._archive.open(self._entries[self.names[index]]))  # type: ignore[arg-type]
+        return Image.open(self._archive.open(self._entries[self.names[index]]))
 
 
 class DemoSource(Source):
@@ -172,10 +172,10 @@ def _split_names(paths: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def _is_hidden(path: str) -> bool:
-    return any(part.startswith(".") and part not in (".", "..") or part == "__MACOSX" for part in path.split("/"))
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in path.split("/"))
 
 
-def _labels_by_name(source: str, paths: list[str], read: Any) -> dict[str, Label] | None:
+def _labels_by_name(source: str, paths: list[str], read: Callable[[str], bytes]) -> dict[str, Label] | None:
     """The labels in the dataset.json among `paths`: the outermost one, whose rows are relative to its own folder."""
     found = [path for path in paths if posixpath.basename(path) == LABEL_FILE]
     if not found:

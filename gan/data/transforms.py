@@ -34,6 +34,8 @@ def is_grey(mode: str) -> bool:
 def upright_size(image: Image.Image) -> Size:
     """Width and height once the image is turned the way its EXIF orientation says; decodes no pixels."""
     width, height = image.size
+    if image.format == "TIFF":  # Pillow turns these itself
+        return width, height
     return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
@@ -43,6 +45,7 @@ def to_8bit(image: Image.Image, mode: str) -> Image.Image:
     16-bit grey is scaled, so that 65535 becomes 255. Float images may range over 0..1, 0..255 or 0..65535.
     Raises ValueError for other ranges, and whatever Pillow raises for a file that it cannot decode.
     """
+    image.load()  # only then is all metadata known, and a TIFF turned by Pillow itself
     turn = UPRIGHT_TURNS.get(_orientation(image))
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = Image.fromarray(_wide_grey_to_8bit(np.asarray(image)))
@@ -117,7 +120,7 @@ def _centred_box(image_size: Size, proportions: Size) -> tuple[int, int, int, in
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 (upright) when there is none or none that can be read."""
     try:
-        value = image.getexif().get(ORIENTATION_TAG, 1)
+        value = Image.Image.getexif(image).get(ORIENTATION_TAG, 1)  # a PNG's own method would decode the pixels
     except Exception:  # damaged metadata raises almost anything, and the picture is still good
         return 1
     return value if value in UPRIGHT_TURNS else 1

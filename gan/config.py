@@ -1,0 +1,557 @@
+"""What a training run is: the options that a user types, the presets, and the configuration that follows from both.
+
+`TrainOptions` is the command line, `DataInfo` what the dataset turned out to be, `resolve` makes a `TrainConfig` out of
+them or lists everything that is wrong. No torch in here: `--dry-run` and `--help` are instant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from gan.errors import GanError, UsageError
+
+PRETRAINED = ("ffhq256", "ffhq512", "ffhq1024", "celebahq256", "lsundog256")
+
+_BLIT = ("xflip", "rotate90", "xint")
+_GEOM = ("scale", "rotate", "aniso", "xfrac")
+_COLOR = ("brightness", "contrast", "lumaflip", "hue", "saturation")
+AUGMENT_PIPES: dict[str, tuple[str, ...]] = {
+    "blit": _BLIT,
+    "geom": _GEOM,
+    "color": _COLOR,
+    "filter": ("imgfilter",),
+    "noise": ("noise",),
+    "cutout": ("cutout",),
+    "bg": _BLIT + _GEOM,
+    "bgc": _BLIT + _GEOM + _COLOR,
+    "bgcf": (*_BLIT, *_GEOM, *_COLOR, "imgfilter"),
+    "bgcfn": (*_BLIT, *_GEOM, *_COLOR, "imgfilter", "noise"),
+    "bgcfnc": (*_BLIT, *_GEOM, *_COLOR, "imgfilter", "noise", "cutout"),
+}
+AUGMENT_MODES = ("ada", "fixed", "noaug")
+DEVICES = ("auto", "cuda", "mps", "cpu")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """The hyperparameters that belong together (arXiv 2006.06676, table 5). None: follows from the data (`auto`)."""
+
+    ref_gpus: int | None = 8
+    """number of GPUs that the batch was divided over"""
+    kimg: int = 25000
+    batch: int | None = 32
+    mbstd: int | None = 4
+    channel_base: int | None = 32768
+    channel_max: int = 512
+    lr: float | None = 0.002
+    gamma: float | None = 10
+    ema_kimg: float | None = 10
+    ema_rampup: float | None = None
+    mapping_layers: int = 8
+    pl_weight: float = 2
+    style_mixing_prob: float = 0.9
+    d_architecture: str = "resnet"
+    ada_kimg: int = 500
+    tick_kimg: float = 4
+    snap: int = 50
+
+
+PRESETS = {
+    "auto": Preset(
+        ref_gpus=None,
+        batch=None,
+        mbstd=None,
+        channel_base=None,
+        lr=None,
+        gamma=None,
+        ema_kimg=None,
+        ema_rampup=0.05,
+        mapping_layers=2,
+    ),
+    "stylegan2": Preset(),
+    "paper256": Preset(batch=64, mbstd=8, channel_base=16384, lr=0.0025, gamma=1, ema_kimg=20),
+    "paper512": Preset(batch=64, mbstd=8, lr=0.0025, gamma=0.5, ema_kimg=20),
+    "paper1024": Preset(gamma=2),
+    "cifar": Preset(
+        ref_gpus=2,
+        kimg=100000,
+        batch=64,
+        mbstd=32,
+        lr=0.0025,
+        gamma=0.01,
+        ema_kimg=500,
+        ema_rampup=0.05,
+        mapping_layers=2,
+        pl_weight=0,
+        style_mixing_prob=0,
+        d_architecture="orig",
+    ),
+}
+# What `--demo` takes instead of a preset of --cfg: a network small enough to learn simple pictures on a laptop.
+DEMO_PRESET = Preset(
+    ref_gpus=1,
+    kimg=16,
+    batch=16,
+    channel_base=1024,
+    channel_max=64,
+    lr=0.004,
+    gamma=0.1,
+    ema_kimg=0.5,
+    ema_rampup=0.05,
+    mapping_layers=2,
+    pl_weight=0,
+    tick_kimg=1,
+    snap=4,
+)
+
+
+def _opt(default: Any, text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """The command line of `train.py`. None means: not given, the preset decides."""
+
+    data: str | None = _opt(None, "Dataset: a zip or folder made by dataset_tool.py  [required for a new run]")
+    outdir: str = _opt("training-runs", "Folder that holds the runs")
+    gpus: int = _opt(1, "Number of processes, one per GPU")
+    cfg: str = _opt("auto", "Preset of hyperparameters")
+    demo: bool = _opt(False, "Preset for trying the program: a tiny network, minutes on a CPU")
+    cond: bool = _opt(False, "Train a class-conditional model on the labels of the dataset")
+    mirror: bool = _opt(False, "Add a horizontally flipped copy of every image")
+    subset: int | None = _opt(None, "Train on a random choice of this many images  [default: all]")
+    gamma: float | None = _opt(None, "Weight of the R1 regularisation")
+    kimg: int | None = _opt(None, "Length of the run in thousands of images shown to the discriminator")
+    batch: int | None = _opt(None, "Images per optimiser step, over all processes")
+    batch_gpu: int | None = _opt(None, "Images per process at a time; smaller needs less memory, same result")
+    aug: str = _opt("ada", "Augmentation: ada adapts its probability, fixed keeps --p, noaug has none")
+    p: float | None = _opt(None, "Augmentation probability for --aug fixed")
+    target: float | None = _opt(None, "Target of --aug ada for the mean sign of D on real images  [default: 0.6]")
+    augpipe: str = _opt("bgc", "Which augmentations: b blit, g geometric, c colour, f filter, n noise, c cutout")
+    p_max: float = _opt(0.85, "Bound of the augmentation probability for --aug ada")
+    resume: str | None = _opt(None, "Continue: alone the newest run of --outdir, RUN_DIR that run; FILE starts from it")
+    freezed: int = _opt(0, "Freeze-D: keep this many of D's first layers fixed")
+    snap: int | None = _opt(None, "Ticks between snapshots  [default: 50]")
+    tick: float | None = _opt(None, "Thousands of images between status lines  [default: 4]")
+    seed: int = _opt(0, "Random seed of the run")
+    fp32: bool = _opt(False, "The same as --precision fp32")
+    workers: int = _opt(2, "Processes that read images ahead of training")
+    desc: str | None = _opt(None, "Text to add to the name of the run folder")
+    glr: float | None = _opt(None, "Learning rate of G")
+    dlr: float | None = _opt(None, "Learning rate of D")
+    cbase: int | None = _opt(None, "Channels of a layer: cbase / resolution, at most --cmax")
+    cmax: int | None = _opt(None, "Largest number of channels of a layer  [default: 512]")
+    map_depth: int | None = _opt(None, "Layers of the mapping network")
+    mbstd_group: int | None = _opt(None, "Group size of the minibatch standard deviation")
+    device: str = _opt("auto", "Where to compute; auto takes cuda, then mps, then cpu")
+    precision: str = _opt("auto", "Of the high resolutions: auto is fp16 on CUDA, bf16 on CPUs that have it, else fp32")
+    tf32: bool = _opt(True, "Allow TF32 in float32 products on NVIDIA GPUs; --tf32=0 is exact and slower")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataInfo:
+    """What the dataset turned out to be."""
+
+    path: str
+    name: str
+    num_images: int
+    """before --subset and --mirror"""
+    resolution: int
+    channels: int
+    label_dim: int = 0
+    """columns of a label; 0 without --cond"""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images."""
+
+    path: str
+    name: str
+    resolution: int
+    channels: int
+    num_images: int
+    label_dim: int
+    cond: bool
+    mirror: bool
+    subset: int | None
+
+    @property
+    def shown_images(self) -> int:
+        """Images in an epoch."""
+        chosen = min(self.subset or self.num_images, self.num_images)
+        return chosen * (2 if self.mirror else 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """The architecture of both networks."""
+
+    channel_base: int
+    channel_max: int
+    mapping_layers: int
+    num_fp16_res: int
+    conv_clamp: float | None
+    mbstd_group_size: int
+    d_architecture: str
+    freeze_layers: int
+    z_dim: int = 512
+    w_dim: int = 512
+
+    def generator_kwargs(self, data: DataConfig) -> dict[str, Any]:
+        """Constructor arguments of `gan.networks.Generator`."""
+        return {
+            "z_dim": self.z_dim,
+            "c_dim": data.label_dim,
+            "w_dim": self.w_dim,
+            "img_resolution": data.resolution,
+            "img_channels": data.channels,
+            "mapping_kwargs": {"num_layers": self.mapping_layers},
+            "synthesis_kwargs": {**self._common(), "fp16_channels_last": True},
+        }
+
+    def discriminator_kwargs(self, data: DataConfig) -> dict[str, Any]:
+        """Constructor arguments of `gan.networks.Discriminator`."""
+        return {
+            "c_dim": data.label_dim,
+            "img_resolution": data.resolution,
+            "img_channels": data.channels,
+            "architecture": self.d_architecture,
+            **self._common(),
+            "block_kwargs": {"freeze_layers": self.freeze_layers, "fp16_channels_last": True},
+            "mapping_kwargs": {},
+            "epilogue_kwargs": {"mbstd_group_size": self.mbstd_group_size},
+        }
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "channel_base": self.channel_base,
+            "channel_max": self.channel_max,
+            "num_fp16_res": self.num_fp16_res,
+            "conv_clamp": self.conv_clamp,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights of the losses."""
+
+    r1_gamma: float
+    pl_weight: float
+    style_mixing_prob: float
+    pl_batch_shrink: int = 2
+    pl_decay: float = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Optimisers and the moving average of G."""
+
+    glr: float
+    dlr: float
+    ema_kimg: float
+    ema_rampup: float | None
+    betas: tuple[float, float] = (0.0, 0.99)
+    eps: float = 1e-8
+    g_reg_interval: int = 4
+    d_reg_interval: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Discriminator augmentation. multipliers None: none; target None: p stays at `initial_p`."""
+
+    multipliers: dict[str, float] | None
+    target: float | None
+    initial_p: float
+    ada_kimg: int
+    p_max: float
+    ada_interval: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything that a run is, resolved. Goes into training_options.json and comes back out of it."""
+
+    desc: str
+    data: DataConfig
+    network: NetworkConfig
+    loss: LossConfig
+    optim: OptimConfig
+    augment: AugmentConfig
+    total_kimg: int
+    batch_size: int
+    batch_gpu: int
+    gpus: int
+    tick_kimg: float
+    snap: int
+    seed: int
+    workers: int
+    device: str
+    precision: str
+    tf32: bool
+    init_from: str | None = None
+    """snapshot whose weights the run starts from"""
+
+    def to_json(self) -> str:
+        """Text for training_options.json."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @staticmethod
+    def from_json(text: str, where: str) -> TrainConfig:
+        """The inverse of `to_json`. Raises GanError naming `where`."""
+        groups = {
+            "data": DataConfig,
+            "network": NetworkConfig,
+            "loss": LossConfig,
+            "optim": OptimConfig,
+            "augment": AugmentConfig,
+        }
+        try:
+            values = json.loads(text)
+            values = {k: groups[k](**v) if k in groups else v for k, v in values.items()}
+            optim = values["optim"]
+            values["optim"] = dataclasses.replace(optim, betas=tuple(optim.betas))
+            return TrainConfig(**values)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise GanError(f"{where}: not the options of a run that this version can continue ({error})") from error
+
+    def reference_options(self) -> dict[str, Any]:
+        """The hyperparameters under the names of the reference's option sets, for --dry-run --json."""
+        n, o, a, lo = self.network, self.optim, self.augment, self.loss
+        return {
+            "run_desc": self.desc,
+            "total_kimg": self.total_kimg,
+            "batch_size": self.batch_size,
+            "batch_gpu": self.batch_gpu,
+            "ema_kimg": o.ema_kimg,
+            "ema_rampup": o.ema_rampup,
+            "lr": o.glr,
+            "betas": list(o.betas),
+            "eps": o.eps,
+            "r1_gamma": lo.r1_gamma,
+            "pl_weight": lo.pl_weight,
+            "style_mixing_prob": lo.style_mixing_prob,
+            "channel_base": n.channel_base,
+            "channel_max": n.channel_max,
+            "mapping_layers": n.mapping_layers,
+            "num_fp16_res": n.num_fp16_res,
+            "conv_clamp": n.conv_clamp,
+            "mbstd_group_size": n.mbstd_group_size,
+            "d_architecture": n.d_architecture,
+            "freeze_layers": n.freeze_layers,
+            "ada_target": a.target,
+            "augment_p": a.initial_p if a.multipliers is not None and a.target is None else None,
+            "ada_kimg": a.ada_kimg,
+            "snap": self.snap,
+            "augment": a.multipliers,
+        }
+
+
+def check_options(options: TrainOptions) -> list[str]:
+    """Everything that is wrong with the options whatever the dataset is, each with flag, value and remedy."""
+    o = options
+    problems = []
+
+    def require(flag: str, value: Any, ok: bool, what: str) -> None:
+        if value is not None and not ok:
+            problems.append(f"{flag} {value}: {what}")
+
+    for flag, value in (
+        ("--gpus", o.gpus),
+        ("--kimg", o.kimg),
+        ("--batch", o.batch),
+        ("--batch-gpu", o.batch_gpu),
+        ("--subset", o.subset),
+        ("--snap", o.snap),
+        ("--cbase", o.cbase),
+        ("--cmax", o.cmax),
+        ("--map-depth", o.map_depth),
+        ("--mbstd-group", o.mbstd_group),
+    ):
+        require(flag, value, value is None or value >= 1, "must be a whole number from 1 on")
+    for flag, value in (("--freezed", o.freezed), ("--seed", o.seed), ("--workers", o.workers)):
+        require(flag, value, value >= 0, "must be a whole number from 0 on")
+    for flag, rate in (("--glr", o.glr), ("--dlr", o.dlr), ("--tick", o.tick)):
+        require(flag, rate, rate is None or rate > 0, "must be greater than 0")
+    require("--gamma", o.gamma, o.gamma is None or o.gamma >= 0, "must be at least 0")
+    for flag, share in (("--p", o.p), ("--p-max", o.p_max)):
+        require(flag, share, share is None or 0 <= share <= 1, "must be from 0 to 1")
+    require("--target", o.target, o.target is None or -1 <= o.target <= 1, "must be from -1 to 1; 0.6 is usual")
+
+    if o.aug == "fixed" and o.p is None:
+        problems.append("--aug fixed needs a probability; add --p 0.2, for example")
+    if o.aug != "fixed" and o.p is not None:
+        problems.append(f"--p {o.p} goes with --aug fixed only, not --aug {o.aug}; leave it out or add --aug fixed")
+    if o.aug != "ada" and o.target is not None:
+        problems.append(f"--target {o.target} goes with --aug ada only, not --aug {o.aug}; leave it out")
+    if o.aug == "noaug" and o.augpipe != _default("augpipe"):
+        problems.append(f"--augpipe {o.augpipe} contradicts --aug noaug; leave one of them out")
+    if o.demo and o.cfg != _default("cfg"):
+        problems.append(f"--demo is a preset of its own; leave out --cfg {o.cfg}")
+    if o.fp32 and o.precision not in ("auto", "fp32"):
+        problems.append(f"--precision {o.precision} contradicts --fp32; leave one of them out")
+    if o.desc is not None and ("/" in o.desc or "\\" in o.desc):
+        problems.append(f"--desc {o.desc}: becomes part of a folder name; leave out the slashes")
+    return problems
+
+
+def check_resume_name(resume: str) -> str | None:
+    """The problem with a --resume that names neither a file, a folder, nor a pretrained network."""
+    if Path(resume).exists() or resume in PRETRAINED or "://" in resume:
+        return None
+    close = difflib.get_close_matches(resume, PRETRAINED, n=1)
+    hint = f"; did you mean {close[0]}?" if close else f"; give a run folder, a snapshot, or one of {', '.join(PRETRAINED)}"
+    return f"--resume {resume}: no such file or folder{hint}"
+
+
+def resolve(options: TrainOptions, data: DataInfo) -> TrainConfig:
+    """The configuration of a new run.
+
+    Raises UsageError with every problem, those of `check_options` included.
+    """
+    o = options
+    preset = DEMO_PRESET if o.demo else PRESETS[o.cfg]
+    problems = check_options(o)
+    if o.subset is not None and o.subset > data.num_images:
+        problems.append(f"--subset {o.subset}: {data.path} holds {data.num_images} images; give at most that many")
+    if problems:
+        raise UsageError(problems)
+
+    res = data.resolution
+    batch = o.batch or preset.batch or max(min(o.gpus * min(4096 // res, 32), 64), o.gpus)
+    batch_gpu = o.batch_gpu or max(min(batch // (preset.ref_gpus or o.gpus), batch // o.gpus), 1)
+    mbstd = o.mbstd_group or preset.mbstd or max(min(batch // o.gpus, 4), 1)
+    lr = preset.lr or (0.002 if res >= 1024 else 0.0025)
+    fp32 = o.fp32 or o.precision == "fp32"
+    config = TrainConfig(
+        desc=describe(o, data.name),
+        data=DataConfig(
+            path=data.path,
+            name=data.name,
+            resolution=res,
+            channels=data.channels,
+            num_images=data.num_images,
+            label_dim=data.label_dim,
+            cond=o.cond,
+            mirror=o.mirror,
+            subset=o.subset,
+        ),
+        network=NetworkConfig(
+            channel_base=o.cbase or preset.channel_base or (32768 if res >= 512 else 16384),
+            channel_max=o.cmax or preset.channel_max,
+            mapping_layers=o.map_depth or preset.mapping_layers,
+            num_fp16_res=0 if fp32 else 4,
+            conv_clamp=None if fp32 else 256,
+            mbstd_group_size=mbstd,
+            d_architecture=preset.d_architecture,
+            freeze_layers=o.freezed,
+        ),
+        loss=LossConfig(
+            r1_gamma=_first(o.gamma, preset.gamma, 0.0002 * res**2 / batch),
+            pl_weight=preset.pl_weight,
+            style_mixing_prob=preset.style_mixing_prob,
+        ),
+        optim=OptimConfig(
+            glr=o.glr or lr,
+            dlr=o.dlr or lr,
+            ema_kimg=_first(preset.ema_kimg, batch * 10 / 32),
+            ema_rampup=None if o.resume else preset.ema_rampup,
+        ),
+        augment=_augment_config(o, preset),
+        total_kimg=o.kimg or preset.kimg,
+        batch_size=batch,
+        batch_gpu=batch_gpu,
+        gpus=o.gpus,
+        tick_kimg=o.tick or preset.tick_kimg,
+        snap=o.snap or preset.snap,
+        seed=o.seed,
+        workers=o.workers,
+        device=o.device,
+        precision="fp32" if fp32 else o.precision,
+        tf32=o.tf32,
+        init_from=o.resume,
+    )
+    problems = check_division(config)
+    if config.network.channel_base < res:
+        problems.append(f"--cbase {config.network.channel_base}: leaves no channels at {res}x{res}; give at least {res}")
+    if problems:
+        raise UsageError(problems)
+    return config
+
+
+def check_division(config: TrainConfig) -> list[str]:
+    """What does not divide: the batch over processes and rounds, the micro-batch over minibatch-stddev groups."""
+    batch, batch_gpu, gpus = config.batch_size, config.batch_gpu, config.gpus
+    if batch % gpus != 0:
+        return [f"--batch {batch} is not divisible by --gpus {gpus}; try {_multiples(batch, gpus)}"]
+    share = batch // gpus
+    if batch_gpu > share or share % batch_gpu != 0:
+        divisors = [d for d in range(1, share + 1) if share % d == 0]
+        shown = ", ".join(map(str, divisors[-6:]))
+        return [f"--batch-gpu {batch_gpu} does not divide --batch {batch} / --gpus {gpus} = {share}; try one of {shown}"]
+    group = min(config.network.mbstd_group_size, batch_gpu)
+    if batch_gpu % group != 0:
+        remedy = f"try {_multiples(batch_gpu, group)}, or --mbstd-group {_largest_divisor(batch_gpu, group)}"
+        return [f"--batch-gpu {batch_gpu} is not divisible by --mbstd-group {config.network.mbstd_group_size}; {remedy}"]
+    return []
+
+
+def describe(o: TrainOptions, name: str) -> str:
+    """The name of the run: the dataset, then every setting that shapes it."""
+    parts = [name]
+    parts += ["cond"] * o.cond + ["mirror"] * o.mirror
+    if o.subset is not None:
+        parts.append(f"subset{o.subset}")
+    parts.append("demo" if o.demo else f"{o.cfg}{o.gpus}" if o.cfg == "auto" else o.cfg)
+    for key, value in (("gamma", o.gamma), ("kimg", o.kimg), ("batch", o.batch)):
+        if value is not None:
+            parts.append(f"{key}{value:g}")
+    if o.aug != "ada":
+        parts.append(o.aug)
+    for key, share in (("p", o.p), ("target", o.target)):
+        if share is not None:
+            parts.append(f"{key}{share:g}")
+    if o.augpipe != _default("augpipe"):
+        parts.append(o.augpipe)
+    if o.resume is not None:
+        parts.append(f"resume{o.resume}" if o.resume in PRETRAINED else "resumecustom")
+    if o.freezed:
+        parts.append(f"freezed{o.freezed}")
+    if o.desc:
+        parts.append(o.desc)
+    return "-".join(parts)
+
+
+def _augment_config(o: TrainOptions, preset: Preset) -> AugmentConfig:
+    multipliers = None if o.aug == "noaug" else dict.fromkeys(AUGMENT_PIPES[o.augpipe], 1)
+    return AugmentConfig(
+        multipliers=multipliers,  # type: ignore[arg-type]
+        target=_first(o.target, 0.6) if o.aug == "ada" else None,
+        initial_p=o.p if o.p is not None else 0.0,
+        ada_kimg=100 if o.resume else preset.ada_kimg,
+        p_max=o.p_max,
+    )
+
+
+def _default(name: str) -> Any:
+    return TrainOptions.__dataclass_fields__[name].default
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
+
+
+def _multiples(value: int, of: int) -> str:
+    below, above = value // of * of, (value // of + 1) * of
+    return f"{below} or {above}" if below else str(above)
+
+
+def _largest_divisor(value: int, limit: int) -> int:
+    return max(d for d in range(1, limit + 1) if value % d == 0)

@@ -1,0 +1,110 @@
+"""What a run prints: plain lines, on the screen and in RUN_DIR/log.txt."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import threading
+from pathlib import Path
+from typing import Any, TextIO
+
+from gan.files import explain_os_error
+
+FILE_NAME = "log.txt"
+
+
+class Console:
+    """Prints lines to standard output and appends them to RUN_DIR/log.txt; safe to call from several threads.
+
+    A tracker too: each tick prints its status line, with the time left until `total_kimg` thousand images.
+    Printing never raises; a log file that cannot be written is named once.
+    Raises GanError when log.txt cannot be opened at the start.
+    """
+
+    def __init__(self, run_dir: str | Path, total_kimg: float) -> None:
+        self._path = Path(run_dir) / FILE_NAME
+        self._total_kimg = total_kimg
+        self._lock = threading.Lock()
+        self._log_failed = False
+        try:
+            self._log: TextIO | None = open(self._path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        except OSError as error:
+            raise explain_os_error(error, self._path) from error
+
+    def print(self, text: str = "") -> None:
+        """Print one line, or several."""
+        with self._lock:
+            _print_to_screen(text)
+            if self._log is not None:
+                try:
+                    self._log.write(text + "\n")
+                except OSError as error:
+                    if not self._log_failed:
+                        self._log_failed = True
+                        _print_to_screen(f"{explain_os_error(error, self._path)}; training goes on without its log")
+
+    def tick(self, nimg: int, record: dict[str, Any]) -> None:
+        """Print the status line."""
+        self.print(format_tick(record, self._total_kimg))
+
+    def image(self, name: str, path: Path, nimg: int) -> None:
+        """Nothing: pictures are not for the screen."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: continuing appends to the log."""
+        return {}
+
+    def close(self, status: str) -> None:
+        """Close log.txt; later lines go to the screen alone."""
+        with self._lock:
+            if self._log is not None:
+                with contextlib.suppress(OSError):  # a full disk was reported when it filled up
+                    self._log.close()
+                self._log = None
+
+
+def format_tick(record: dict[str, Any], total_kimg: float) -> str:
+    """The status line of one tick, from its stats.jsonl record; `eta` is left out while the speed is unknown."""
+    kimg = _mean(record, "Progress/kimg")
+    sec_per_kimg = _mean(record, "Timing/sec_per_kimg")
+    fields = [
+        f"tick {_mean(record, 'Progress/tick'):.0f}",
+        f"kimg {kimg:.1f}",
+        f"time {format_time(_mean(record, 'Timing/total_sec'))}",
+        f"sec/tick {_mean(record, 'Timing/sec_per_tick'):.1f}",
+        f"sec/kimg {sec_per_kimg:.2f}",
+        f"maintenance {_mean(record, 'Timing/maintenance_sec'):.1f}",
+        f"cpumem {_mean(record, 'Resources/cpu_mem_gb'):.2f}",
+        f"gpumem {_mean(record, 'Resources/peak_gpu_mem_gb'):.2f}",
+        f"augment {_mean(record, 'Progress/augment'):.3f}",
+    ]
+    if sec_per_kimg > 0:
+        fields.append(f"eta {format_time(max(total_kimg - kimg, 0) * sec_per_kimg, max_units=2)}")
+    return " ".join(fields)
+
+
+def format_time(seconds: float, max_units: int = 3) -> str:
+    """Seconds as 45s, 5m 11s, 3h 12m 05s or 2d 03h 10m; at most `max_units` of the largest units that apply."""
+    total = round(seconds)
+    amounts = {"d": total // 86400, "h": total // 3600 % 24, "m": total // 60 % 60, "s": total % 60}
+    units = list(amounts)
+    while len(units) > 1 and amounts[units[0]] == 0:
+        units.pop(0)
+    first, *rest = units[:max_units]
+    return " ".join([f"{amounts[first]}{first}", *(f"{amounts[unit]:02d}{unit}" for unit in rest)])
+
+
+def _mean(record: dict[str, Any], name: str) -> float:
+    entry = record.get(name)
+    mean = entry.get("mean") if isinstance(entry, dict) else None
+    return float(mean) if isinstance(mean, (int, float)) and math.isfinite(mean) else 0.0
+
+
+def _print_to_screen(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except UnicodeEncodeError:  # a screen or pipe that knows fewer letters than the name of a folder
+        print(text.encode(sys.stdout.encoding or "ascii", "replace").decode(errors="replace"), flush=True)
+    except (OSError, ValueError):  # the reader of the pipe has gone, but the log still fills
+        pass

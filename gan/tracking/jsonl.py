@@ -1,0 +1,116 @@
+"""stats.jsonl in the run folder: one line a tick, the record that everything else can be rebuilt from."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gan.files import atomic_path, explain_os_error
+
+FILE_NAME = "stats.jsonl"
+
+
+class JsonlTracker:
+    """Appends a line a tick to RUN_DIR/stats.jsonl; continuing at `nimg` images first drops the lines beyond it.
+
+    Raises GanError when the file cannot be written; the lines that failed are kept and written with the next tick.
+    """
+
+    def __init__(self, run_dir: str | Path, nimg: int = 0) -> None:
+        self._path = Path(run_dir) / FILE_NAME
+        self._unwritten = b""
+        drop_lines_beyond(self._path, nimg)
+
+    def tick(self, nimg: int, record: dict[str, Any]) -> None:
+        """Append one line. Non-finite numbers become null, which JSON has and NaN it has not."""
+        line = json.dumps(_without_nonfinite(record), allow_nan=False)
+        self._unwritten += line.encode() + b"\n"
+        self._write()
+
+    def image(self, name: str, path: Path, nimg: int) -> None:
+        """Nothing: the picture lies in the run folder already."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: `nimg` alone says which lines to keep."""
+        return {}
+
+    def close(self, status: str) -> None:
+        """Try once more to write lines that failed."""
+        self._write()
+
+    def _write(self) -> None:
+        if not self._unwritten:
+            return
+        try:
+            with open(self._path, "ab", buffering=0) as file:
+                start = file.tell()
+                try:
+                    if file.write(self._unwritten) != len(self._unwritten):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
+                    file.truncate(start)  # a full disk takes half a line; the next try writes it whole
+                    raise
+        except OSError as error:
+            raise explain_os_error(error, self._path) from error
+        self._unwritten = b""
+
+
+def drop_lines_beyond(path: Path, nimg: int) -> None:
+    """Remove from the file `path` a torn last line and every line beyond `nimg` images.
+
+    The other lines stay as they are, byte for byte. Raises GanError when the file cannot be replaced.
+    """
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith(b"\n") and not _is_beyond(line, nimg)]
+    if len(kept) < len(lines):
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(b"".join(kept))
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a stats.jsonl file, oldest first. Lines that hold none are passed over; so is a missing file."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        for line in file:
+            record = _parse(line)
+            if record is not None:
+                yield record
+
+
+def record_nimg(record: dict[str, Any]) -> int | None:
+    """How many images training had seen at this record, or None when it does not say."""
+    entry = record.get("Progress/kimg")
+    kimg = entry.get("mean") if isinstance(entry, dict) else None
+    return round(kimg * 1000) if isinstance(kimg, (int, float)) and math.isfinite(kimg) else None
+
+
+def _is_beyond(line: bytes, nimg: int) -> bool:
+    record = _parse(line)
+    line_nimg = None if record is None else record_nimg(record)
+    return line_nimg is not None and line_nimg > nimg
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _without_nonfinite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nonfinite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nonfinite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

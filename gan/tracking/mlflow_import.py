@@ -1,0 +1,59 @@
+"""Importing MLflow so that it prints nothing, sends nothing home, and never hangs a forked process."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import threading
+from types import ModuleType
+
+# What a server that is down or hung may cost: by default one call blocks for minutes.
+_DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # seconds
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+_QUIET_LOGGERS = ("mlflow", "alembic", "sqlalchemy", "urllib3.connectionpool")
+
+# What MLflow would import on its first use of a database.
+_IMPORTED_LATER = ("alembic.command", "mlflow.store.tracking.sqlalchemy_store")
+
+_fork_gate = threading.RLock()
+_fork_gate_installed = False
+
+
+def set_environment_defaults() -> None:
+    """Set what MLflow reads from the environment, as far as the user has not; call it on the main thread."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def import_mlflow() -> ModuleType:
+    """The mlflow module, with its loggers quiet. Takes seconds the first time. Raises what the import raises.
+
+    A process forked while another thread imports inherits locked modules and hangs when it needs one of them, so a
+    fork (of a data loader, say) waits until the import is over.
+    """
+    _install_fork_gate()
+    with _fork_gate:
+        import mlflow
+
+        for name in _IMPORTED_LATER:
+            with contextlib.suppress(ImportError):  # the small mlflow package talks to servers only
+                importlib.import_module(name)
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        for name in _QUIET_LOGGERS:
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # errors reach us as exceptions
+    return mlflow
+
+
+def _install_fork_gate() -> None:
+    global _fork_gate_installed
+    if not _fork_gate_installed and hasattr(os, "register_at_fork"):
+        _fork_gate_installed = True
+        os.register_at_fork(
+            before=_fork_gate.acquire, after_in_parent=_fork_gate.release, after_in_child=_fork_gate.release
+        )

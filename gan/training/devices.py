@@ -1,0 +1,51 @@
+"""Where to compute, and in which precision."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from gan.errors import UsageError
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes cuda, then mps, then cpu. Raises UsageError if the named one is not there."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in present.items() if there)
+    if not present[name]:
+        usable = ", ".join(kind for kind, there in present.items() if there)
+        raise UsageError([f"--device {name}: PyTorch {torch.__version__} finds no such device here; usable: {usable}"])
+    return torch.device(name)
+
+
+def choose_half_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What the high resolutions compute in: `auto` is fp16 on CUDA, bf16 on CPUs with hardware for it, else fp32."""
+    if precision != "auto":
+        if precision == "fp16" and device.type == "cpu":
+            raise UsageError(["--precision fp16: CPUs have no fast float16; use --precision bf16 or fp32"])
+        return _DTYPES[precision]
+    if device.type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else torch.float32
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Switch TF32 in float32 matrix products and convolutions of NVIDIA GPUs."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def _cpu_has_bf16() -> bool:
+    """bfloat16 matrix instructions (AMX or AVX512-BF16); emulated ones are slower than float32."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if capabilities is not None:
+        found = capabilities()
+        return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+        flags = file.read()
+        return "amx_bf16" in flags or "avx512_bf16" in flags
+    return False

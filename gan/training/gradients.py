@@ -1,0 +1,33 @@
+"""All gradients of a network in one buffer: zeroed, guarded and reduced in one operation each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+
+class FlatGradients:
+    """Owns the `.grad` of the given parameters as views into one flat tensor.
+
+    A parameter that a phase does not reach has a gradient of zeros, in parameter order, on every rank alike.
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        first = self.parameters[0]
+        self.flat = torch.zeros(sum(p.numel() for p in self.parameters), dtype=first.dtype, device=first.device)
+        offset = 0
+        for parameter in self.parameters:
+            parameter.grad = self.flat[offset : offset + parameter.numel()].view(parameter.shape)
+            offset += parameter.numel()
+
+    def zero(self) -> None:
+        """Start a new accumulation."""
+        self.flat.zero_()
+
+    def guard(self) -> torch.Tensor:
+        """Replace NaN by 0 and infinities by +-1e5, and return how many elements that were: float `[1]`."""
+        bad = self.flat.numel() - self.flat.isfinite().sum(dtype=torch.float32)
+        torch.nan_to_num(self.flat, nan=0.0, posinf=1e5, neginf=-1e5, out=self.flat)
+        return bad[None]

@@ -1,0 +1,150 @@
+"""One step of training: every due phase, the moving average, the augmentation strength.
+
+The step prints nothing, opens no file and never reads from the device; its shapes do not depend on the data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from gan import loss, schedule
+from gan.config import TrainConfig
+from gan.data.loader import LabelTable
+from gan.loss import Latents, PhaseOutput
+from gan.training.gradients import FlatGradients
+from gan.training.state import TrainingState
+from gan.training.timing import PhaseTimer
+
+Compute = Callable[[Latents, torch.Tensor, torch.Tensor], PhaseOutput]
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A loss that trains one network every `interval` batches."""
+
+    name: str
+    network: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    gradients: FlatGradients
+    interval: int
+    compute: Compute
+    """(latents, real images, real labels) -> PhaseOutput"""
+    shrink: int = 1
+    """divisor of the number of latents"""
+
+
+class TrainStep:
+    """Trains on a batch at a time, and advances the state's counter."""
+
+    def __init__(self, state: TrainingState, config: TrainConfig, labels: LabelTable) -> None:
+        self.state, self.config, self.labels = state, config, labels
+        self.timer = PhaseTimer(state.device)
+        self.phases = make_phases(state, config)
+        self._ema = (list(state.G_ema.parameters()), list(state.G.parameters()))
+
+    def __call__(self, images: torch.Tensor, indices: torch.Tensor) -> None:
+        """Images uint8 `[batch, C, H, W]` and their places in the dataset `[batch]`, on the device."""
+        progress, batch = self.state.progress, self.config.batch_size
+        batch_index = progress.nimg // batch
+        torch.manual_seed(schedule.step_seed(self.config.seed, progress.nimg))
+        real, real_c = images.to(torch.float32) / 127.5 - 1, self.labels.take(indices)
+        for phase in self.phases:
+            if schedule.is_due(batch_index, phase.interval):
+                with self.timer(phase.name):
+                    self._run(phase, real, real_c)
+        progress.nimg += batch
+        self._update_ema()
+        if schedule.is_due(batch_index + 1, self.config.augment.ada_interval):
+            self._adjust_augment()
+
+    def _run(self, phase: Phase, real: torch.Tensor, real_c: torch.Tensor) -> None:
+        """Accumulate gradients over the micro-batches, so that they equal the big batch's, and take one Adam step."""
+        rounds = len(real) // self.config.batch_gpu
+        latents = self._draw(len(real) // phase.shrink if phase.shrink <= len(real) // rounds else rounds)
+        phase.gradients.zero()
+        phase.network.requires_grad_(True)
+        outputs = []
+        for i in range(rounds):
+            output = phase.compute(latents.every(i, rounds), real[i::rounds], real_c[i::rounds])
+            (output.loss * (phase.interval / rounds)).backward()
+            outputs.append(output)
+            for name, values in output.stats.items():
+                self.state.stats.report(name, values)
+        phase.network.requires_grad_(False)
+        self.state.stats.report("Health/nonfinite_gradients", phase.gradients.guard())
+        phase.optimizer.step()
+        self._remember(outputs)
+
+    def _draw(self, n: int) -> Latents:
+        G, mixing = self.state.G, self.config.loss.style_mixing_prob
+        return Latents.draw(n, G.z_dim, G.num_ws, self.labels.draw(n), mixing)
+
+    @torch.no_grad()
+    def _remember(self, outputs: list[PhaseOutput]) -> None:
+        """Move the running means by what the rounds of a phase saw, averaged."""
+        state = self.state
+        w_means = [output.w_mean for output in outputs if output.w_mean is not None]
+        if w_means:
+            state.G.mapping.track_w_avg(torch.stack(w_means).mean(dim=0))
+        pl_means = [output.pl_mean for output in outputs if output.pl_mean is not None]
+        if pl_means:
+            state.pl_mean.copy_(torch.stack(pl_means).mean())
+        for output in outputs:
+            signs = output.stats.get("Loss/signs/real")
+            if signs is not None:
+                state.ada_signs += torch.stack([signs.sum(), torch.ones_like(signs).sum()])
+
+    @torch.no_grad()
+    def _update_ema(self) -> None:
+        optim, state = self.config.optim, self.state
+        nimg, batch = state.progress.nimg, self.config.batch_size
+        beta = schedule.ema_beta(batch, optim.ema_kimg, nimg, optim.ema_rampup)
+        get_ema_multi_avg_fn(beta)(*self._ema, 0)
+        state.G_ema.mapping.w_avg.copy_(state.G.mapping.w_avg)  # the other buffers never change
+
+    @torch.no_grad()
+    def _adjust_augment(self) -> None:
+        """One adjustment of p by the ADA controller."""
+        state, augment = self.state, self.config.augment
+        if state.augment is None or augment.target is None:
+            return
+        move = schedule.ada_step(self.config.batch_size, augment.ada_interval, augment.ada_kimg)
+        total, count = state.ada_signs.unbind()
+        state.augment.p.copy_(schedule.adjusted_p(state.augment.p, total, count, augment.target, move, augment.p_max))
+        state.ada_signs.zero_()
+
+
+def make_phases(state: TrainingState, config: TrainConfig) -> list[Phase]:
+    """The phases of a batch in their order: G main, G path length, D main, D R1. A phase without weight is left out."""
+    G, D, weights, optim = state.G, state.D, config.loss, config.optim
+    augment = state.augment if state.augment is not None else _identity
+
+    def g_main(latents: Latents, real: torch.Tensor, real_c: torch.Tensor) -> PhaseOutput:
+        return loss.generator_main(G, D, augment, latents)
+
+    def g_reg(latents: Latents, real: torch.Tensor, real_c: torch.Tensor) -> PhaseOutput:
+        return loss.path_length(G, latents, state.pl_mean, weights.pl_weight, weights.pl_decay)
+
+    def d_main(latents: Latents, real: torch.Tensor, real_c: torch.Tensor) -> PhaseOutput:
+        return loss.discriminator_main(G, D, augment, latents, real, real_c)
+
+    def d_reg(latents: Latents, real: torch.Tensor, real_c: torch.Tensor) -> PhaseOutput:
+        return loss.r1(D, augment, real, real_c, weights.r1_gamma)
+
+    g = (G, state.G_opt, state.G_grads)
+    d = (D, state.D_opt, state.D_grads)
+    phases = [Phase("Gmain", *g, 1, g_main)]
+    if weights.pl_weight > 0:
+        phases.append(Phase("Greg", *g, optim.g_reg_interval, g_reg, shrink=weights.pl_batch_shrink))
+    phases.append(Phase("Dmain", *d, 1, d_main))
+    if weights.r1_gamma > 0:
+        phases.append(Phase("Dreg", *d, optim.d_reg_interval, d_reg))
+    return phases
+
+
+def _identity(images: torch.Tensor) -> torch.Tensor:
+    return images

@@ -1,0 +1,49 @@
+"""Statistics summed where the tensors are, and read back once a tick."""
+
+from __future__ import annotations
+
+import torch
+
+
+class Stats:
+    """Moments (number, sum, sum of squares) of named observations, kept on the device.
+
+    Reporting never waits for the device; `flush` does, once for all names.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        # Sums over a tick need more than float32; MPS has nothing better.
+        self._dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._moments: dict[str, torch.Tensor] = {}
+
+    def report(self, name: str, values: torch.Tensor) -> None:
+        """Add the elements of `values`, any shape, on this object's device."""
+        x = values.detach().reshape(-1).to(self._dtype)
+        moments = torch.stack([torch.ones_like(x), x, x * x]).sum(dim=1)
+        if name in self._moments:
+            self._moments[name] += moments
+        else:
+            self._moments[name] = moments
+
+    def flush(self) -> dict[str, dict[str, float]]:
+        """{name: {num, mean, std}} of everything reported since the last flush, in the order of first report."""
+        if not self._moments:
+            return {}
+        names, moments = list(self._moments), torch.stack(list(self._moments.values())).tolist()
+        self._moments.clear()
+        return {name: summary(*row) for name, row in zip(names, moments, strict=True)}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What has been reported since the last flush; continuing with it loses nothing."""
+        return {name: moments.cpu() for name, moments in self._moments.items()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over what `state_dict` gave."""
+        self._moments = {name: moments.to(self.device, self._dtype) for name, moments in state.items()}
+
+
+def summary(num: float, total: float, square: float) -> dict[str, float]:
+    """Number, mean and (population) standard deviation out of the first three moments."""
+    mean = total / num
+    return {"num": int(num), "mean": mean, "std": max(square / num - mean**2, 0.0) ** 0.5}
