@@ -140,12 +140,19 @@ class Conv2dLayer(_Recorded):
 
     def forward(self, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
         w = (self.weight * self.weight_gain).to(x.dtype)
-        x = conv2d_resample.conv2d_resample(
-            x, w, f=self.resample_filter, up=self.up, down=self.down, padding=self.padding, flip_weight=self.up == 1
-        )
         b = self.bias.to(x.dtype) if self.bias is not None else None
+        x = conv2d_resample.conv2d_resample(
+            x,
+            w,
+            f=self.resample_filter,
+            up=self.up,
+            down=self.down,
+            padding=self.padding,
+            flip_weight=self.up == 1,
+            bias=b,
+        )
         clamp = self.conv_clamp * gain if self.conv_clamp is not None else None
-        return bias_act.bias_act(x, b, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
+        return bias_act.bias_act(x, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
 
 
 class MappingNetwork(_Recorded):
@@ -310,9 +317,9 @@ class _Block(_Recorded):
             return torch.float32
         return self.half_dtype or _HALF_DTYPE.get(device.type, torch.float32)
 
-    def memory_format(self, dtype: torch.dtype) -> torch.memory_format:
-        """The layout of this block's activations."""
-        if self.channels_last and dtype != torch.float32:
+    def memory_format(self, device: torch.device, dtype: torch.dtype) -> torch.memory_format:
+        """The layout of this block's activations: on a CPU the one that its convolutions are fastest in."""
+        if device.type == "cpu" or (self.channels_last and dtype != torch.float32):
             return torch.channels_last
         return torch.contiguous_format
 
@@ -378,7 +385,7 @@ class SynthesisBlock(_Block):
         """Features and image of the previous block, ws `[N, num_conv + num_torgb, D]` -> features and image."""
         w = iter(ws.unbind(dim=1))
         dtype = self.compute_dtype(ws.device, force_fp32)
-        layout = self.memory_format(dtype)
+        layout = self.memory_format(ws.device, dtype)
         if x is None:
             x = self.const.to(dtype).expand(ws.shape[0], -1, -1, -1).contiguous(memory_format=layout)
             x = self.conv1(x, next(w), noise_mode=noise_mode)
@@ -396,7 +403,7 @@ class SynthesisBlock(_Block):
         if img is not None:
             img = upfirdn2d.upsample2d(img, self.resample_filter)
         if self.num_torgb:
-            rgb = self.torgb(x, next(w)).to(dtype=torch.float32, memory_format=torch.contiguous_format)
+            rgb = self.torgb(x, next(w)).to(torch.float32)
             img = rgb if img is None else img + rgb
         return x, img
 
@@ -535,7 +542,7 @@ class DiscriminatorBlock(_Block):
         """Features of the previous block (None in the first) and the image at this resolution -> the next's."""
         device = img.device if x is None and img is not None else x.device  # type: ignore[union-attr]
         dtype = self.compute_dtype(device, force_fp32)
-        layout = self.memory_format(dtype)
+        layout = self.memory_format(device, dtype)
         if x is not None:
             x = x.to(dtype=dtype, memory_format=layout)
         if self.in_channels == 0 or self.architecture == "skip":

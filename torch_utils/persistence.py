@@ -24,7 +24,7 @@ from torch_utils import safe_pickle
 
 VERSION = 6  # of the layout
 _PROTOCOL = 4  # of pickle: what the oldest supported readers know
-_MAX_DEPTH, _MAX_VALUES = 32, 1_000_000  # of plain values, against cycles and lists of lists of one list
+_MAX_DEPTH, _MAX_VALUES = 32, 100_000  # of plain values, against cycles and lists of lists of one list
 
 # Everything that a file of ours may name.
 WRITTEN_GLOBALS = frozenset(
@@ -125,11 +125,13 @@ def _plain(value: Any, depth: int, budget: list[int]) -> Any:
         value = os.fspath(value)
     if isinstance(value, np.generic):
         return _plain(value.item(), depth + 1, budget)
+    if type(value) in (int, float, str, bytes):
+        return value
     if isinstance(value, str):
-        return str.__str__(value)  # of a subclass, an enum for one: the text itself
-    for kind in (int, float, bytes):
-        if isinstance(value, kind):
-            return value if type(value) is kind else kind(value)
+        return str.__str__(value)  # not str(value), which for an enum is its name
+    for number in (int, float):
+        if isinstance(value, number):
+            return number(value)
     if isinstance(value, Mapping):
         return {_plain(k, depth + 1, budget): _plain(v, depth + 1, budget) for k, v in value.items()}
     for container in (list, tuple, set, frozenset):

@@ -11,6 +11,7 @@ import io
 import math
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO
 
@@ -97,7 +98,9 @@ class StoredStorage(Inert):
         if self._flat is None:
             assert self._data is not None
             try:
-                storage = torch.load(io.BytesIO(self._data), map_location="cpu", weights_only=True)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # what a damaged file makes torch suspect helps nobody
+                    storage = torch.load(io.BytesIO(self._data), map_location="cpu", weights_only=True)
                 self._flat = torch.empty(0, dtype=storage.dtype).set_(storage)
             except Exception as error:  # torch raises nearly anything here
                 raise ValueError("the data of a tensor is damaged") from error

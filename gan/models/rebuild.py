@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from gan.networks import Discriminator, Generator
+from gan.networks import Generator
 from torch_utils import persistence
 from torch_utils.persistence import PersistentObject
 from torch_utils.safe_pickle import StoredTensor
-
-Network = TypeVar("Network", Generator, Discriminator)
 
 # Defaults of the successor project's stylegan2 config, whose generator takes the synthesis options directly.
 _SUCCESSOR_NETWORK = {"num_fp16_res": 4, "conv_clamp": 256}
@@ -24,7 +22,7 @@ _MAX_TENSORS = 4096
 _MAX_NUMBER = 2**24  # of any constructor argument: keeps the sizes of tensors within 64 bits
 
 
-def network(stored: object, cls: type[Network], successor: bool = False) -> Network:
+def network(stored: object, cls: type[torch.nn.Module], successor: bool = False) -> torch.nn.Module:
     """A network with the stored tensors, on the CPU, in evaluation mode, without gradients.
 
     Args:
@@ -72,7 +70,8 @@ def stored_tensors(stored: object) -> dict[str, StoredTensor]:
             raise ValueError(f"{prefix[:-1]!r} is not a module, but {_describe(module)}")
         if module.class_name == "SynthesisInput":
             raise ValueError("it is an alias-free (StyleGAN3) generator; only StyleGAN2 networks can be opened")
-        hidden = module.state.get("_non_persistent_buffers_set") or ()
+        hidden = module.state.get("_non_persistent_buffers_set")
+        hidden = hidden if isinstance(hidden, (set, frozenset, list, tuple)) else ()
         for name, tensor in [*_items(module, "_parameters"), *_items(module, "_buffers")]:
             if not isinstance(tensor, StoredTensor):
                 raise ValueError(f"{prefix + name!r} is not a tensor, but {_describe(tensor)}")
@@ -106,7 +105,8 @@ def _arguments(stored: PersistentObject, cls: type) -> dict[str, Any]:
     positional = persistence.plain(stored.state.get("_init_args") or ())
     named = persistence.plain(stored.state.get("_init_kwargs") or {})
     names = _parameters(cls)
-    if not isinstance(positional, (list, tuple)) or not isinstance(named, dict) or len(positional) > len(names):
+    sound = isinstance(positional, (list, tuple)) and isinstance(named, dict) and len(positional) <= len(names)
+    if not sound or not all(isinstance(name, str) for name in named):
         raise ValueError("the arguments of its constructor are badly described")
     return {**dict(zip(names, positional, strict=False)), **named}
 
@@ -115,6 +115,8 @@ def _constructor_arguments(stored: PersistentObject, cls: type, successor: bool)
     """What to call our class with."""
     kwargs = _arguments(stored, cls)
     for name in [name for name in kwargs if name.endswith("_kwargs")]:
+        if not isinstance(kwargs[name], (dict, type(None))):
+            raise ValueError(f"its option {name} is not a dict, but {_describe(kwargs[name])}")
         kwargs[name] = dict(kwargs[name] or {})
     if successor and cls is Generator:
         names = _parameters(cls)
@@ -123,8 +125,8 @@ def _constructor_arguments(stored: PersistentObject, cls: type, successor: bool)
         kwargs["mapping_kwargs"] = {**_SUCCESSOR_MAPPING, **kwargs.get("mapping_kwargs", {})}
     elif successor:
         kwargs = {**_SUCCESSOR_NETWORK, **kwargs}
-    for options in (kwargs.get("synthesis_kwargs"), kwargs.get("block_kwargs")):
-        for name in _OPTIONS_WITHOUT_EFFECT if options else ():
+    for options in (kwargs.get("synthesis_kwargs", {}), kwargs.get("block_kwargs", {})):
+        for name in _OPTIONS_WITHOUT_EFFECT:
             options.pop(name, None)
     return kwargs
 

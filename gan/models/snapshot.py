@@ -44,7 +44,7 @@ def load(path: str | os.PathLike[str]) -> Snapshot:
     except OSError as error:
         raise GanError(f"{source}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
-        raise GanError(f"{source}: {error}") from error
+        raise GanError(f"{source}: {' '.join(str(error).split())}") from error
 
 
 def save(
@@ -81,7 +81,7 @@ def _snapshot(content: object, source: str) -> Snapshot:
     found: dict[str, Any] = {}
     for name in _NETWORKS:
         stored = content.get(name)
-        cls = Discriminator if name == "D" else Generator
+        cls: type[torch.nn.Module] = Discriminator if name == "D" else Generator
         try:
             found[name] = None if stored is None else rebuild.network(stored, cls, successor)
         except ValueError as error:

@@ -10,6 +10,7 @@ import torch
 
 from gan.errors import GanError
 from gan.models.snapshot import Snapshot
+from gan.networks import Generator
 
 _NAMED = 8  # misfits that an error spells out
 
@@ -32,7 +33,8 @@ def transfer(source: Snapshot, G: torch.nn.Module, D: torch.nn.Module, G_ema: to
     absent = [name for name, stored, _ in pairs if stored is None]
     if absent:
         raise GanError(f"{source.source}: holds no {' and no '.join(absent)}; a run cannot start from it")
-    misfits, remedies = [], {}
+    misfits: list[str] = []
+    remedies: dict[str, str] = {}
     for name, stored, target in pairs:
         assert stored is not None
         found = _misfits(name, stored, target)
@@ -40,8 +42,8 @@ def transfer(source: Snapshot, G: torch.nn.Module, D: torch.nn.Module, G_ema: to
         if found:
             remedies.update(_remedies(stored, target))
     if misfits:
-        raise GanError(f"{source.source}: does not fit this run ({'; '.join(remedies.values()) or 'another network'}):"
-                       f" {_listed(misfits)}")  # fmt: skip
+        advice = "; ".join(remedies.values()) or "another kind of network"
+        raise GanError(f"{source.source}: does not fit this run ({advice}): {_listed(misfits)}")
     return TransferReport(
         loaded=sum(_copy(stored, target) for _, stored, target in pairs if stored is not None),
         parameters=sum(p.numel() for _, _, target in pairs for p in target.parameters()),
@@ -94,17 +96,18 @@ def _remedies(stored: torch.nn.Module, target: torch.nn.Module) -> dict[str, str
         "z_dim": f"its latents have {theirs.get('z_dim')} numbers",
         "w_dim": f"its intermediate latents have {theirs.get('w_dim')} numbers",
     }
-    return {name: text for name, text in advice.items() if theirs.get(name) != ours.get(name)}
+    return {name: text for name, text in advice.items() if name in ours and theirs.get(name, ours[name]) != ours[name]}
 
 
 def _options(network: torch.nn.Module) -> dict[str, Any]:
     """The options that decide names and shapes, with defaults filled in."""
-    synthesis = getattr(network, "synthesis", network)
+    parts: list[Any] = [network]
+    if isinstance(network, Generator):  # a discriminator takes them all itself
+        synthesis: Any = network.synthesis
+        parts += [synthesis.b4, synthesis, network.mapping]
     options: dict[str, Any] = {}
-    for part in (network, synthesis, getattr(network, "mapping", None)):
-        if part is not None:
-            bound = inspect.signature(type(part).__init__).bind(part, *part._init_args, **part._init_kwargs)
-            bound.apply_defaults()
-            options.update(bound.arguments)
-            options.update(bound.arguments.get("block_kwargs") or {})
+    for part in parts:
+        bound = inspect.signature(type(part).__init__).bind(part, *part._init_args, **part._init_kwargs)
+        bound.apply_defaults()
+        options.update(bound.arguments)
     return options

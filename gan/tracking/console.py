@@ -28,7 +28,7 @@ class Console:
         self._lock = threading.Lock()
         self._log_failed = False
         try:
-            self._log: TextIO | None = open(self._path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+            self._log: TextIO | None = open(self._path, "a", encoding="utf-8", errors="replace", buffering=1)  # noqa: SIM115
         except OSError as error:
             raise explain_os_error(error, self._path) from error
 
@@ -102,9 +102,6 @@ def _mean(record: dict[str, Any], name: str) -> float:
 
 
 def _print_to_screen(text: str) -> None:
-    try:
-        print(text, flush=True)
-    except UnicodeEncodeError:  # a screen or pipe that knows fewer letters than the name of a folder
-        print(text.encode(sys.stdout.encoding or "ascii", "replace").decode(errors="replace"), flush=True)
-    except (OSError, ValueError):  # the reader of the pipe has gone, but the log still fills
-        pass
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # may know fewer letters than the name of a folder
+    with contextlib.suppress(OSError, ValueError):  # the reader of a pipe may have gone, but the log still fills
+        print(text.encode(encoding, "replace").decode(encoding), flush=True)

@@ -96,7 +96,7 @@ class MlflowRun:
         self.newest_nimg = newest_nimg
 
     def log_image(self, name: str, path: Path, nimg: int) -> None:
-        """Send a preview for the viewer's step slider, then the picture whole, below grids/; once for each file name."""
+        """Send a preview for the viewer's step slider, then the picture whole, below grids/; once a file name."""
         from PIL import Image
 
         if self._held_grids is None:

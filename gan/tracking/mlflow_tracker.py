@@ -68,15 +68,16 @@ class MlflowTracker:
         self._stats_path = spec.run_dir / jsonl.FILE_NAME
         self._run = MlflowRun(spec)
         self._report_line = report
-        self._changed = threading.Condition()  # guards the four fields below
+        self._changed = threading.Condition()  # guards the six fields below
         self._ticks: deque[Tick] = deque()
         self._images: deque[_Image] = deque()
         self._missed_up_to: int | None = nimg if nimg > 0 else None  # ticks to read from stats.jsonl, once connected
         self._final_status: str | None = None
+        self._pictures_dropped = 0
+        self._off = False  # no MLflow here, or closed
         self._failing = False
         self._image_attempts = 0
         self._image_reported = False
-        self._off = False  # no MLflow here, or closed
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -99,6 +100,7 @@ class MlflowTracker:
                 return
             if len(self._images) >= MAX_WAITING_IMAGES:
                 self._images.popleft()
+                self._pictures_dropped += 1
             self._images.append(_Image(name, Path(path), nimg))
             self._changed.notify()
 
@@ -116,7 +118,7 @@ class MlflowTracker:
         self._thread.join(CLOSE_SECONDS)
         with self._changed:
             undelivered = [tick.nimg / 1000 for tick in self._ticks]
-            pictures = len(self._images)
+            pictures = self._pictures_dropped + len(self._images)
             self._off = True
         if undelivered:
             self._report_line(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +30,8 @@ activations = {
     "swish": Activation(lambda x, alpha: torch.sigmoid(x) * x, default_gain=2**0.5),
 }
 
-_NEGATIVE_SLOPE = {"linear": 1.0, "relu": 0.0}  # lrelu: its alpha
+# act(gain * x) = gain * act(x) for gain > 0: the gain can join the addition of the bias.
+_HOMOGENEOUS = ("linear", "relu", "lrelu")
 
 
 def bias_act(
@@ -58,10 +58,18 @@ def bias_act(
         The shape and dtype of `x`. Differentiable to any order.
     """
     spec, alpha, gain = _check(x, b, dim, act, alpha, gain, clamp)
-    slope = alpha if act == "lrelu" else _NEGATIVE_SLOPE.get(act)
-    if slope is None or gain <= 0 or (clamp is None and act == "linear"):
-        return _compose(x, b, dim, spec, alpha, gain, clamp)
-    return _PiecewiseLinear.apply(x, b, dim, slope, gain, clamp)
+    if act in _HOMOGENEOUS and gain > 0:
+        # As few passes over memory as native operations allow; each has native derivatives of any order.
+        if b is not None:
+            x = torch.add(_along(b * gain if gain != 1 else b, dim, x.ndim), x, alpha=gain)
+        elif gain != 1:
+            x = x * gain
+        if act == "lrelu":
+            x = F.leaky_relu(x, alpha)
+        elif act == "relu":
+            x = F.relu(x)
+        return x if clamp is None else F.hardtanh(x, -clamp, clamp)
+    return bias_act_ref(x, b, dim, act, alpha, gain, clamp)
 
 
 def bias_act_ref(
@@ -75,77 +83,10 @@ def bias_act_ref(
 ) -> torch.Tensor:
     """`bias_act`, written as its definition, step by step, in differentiable tensor operations."""
     spec, alpha, gain = _check(x, b, dim, act, alpha, gain, clamp)
-    return _compose(x, b, dim, spec, alpha, gain, clamp)
-
-
-def _compose(
-    x: torch.Tensor,
-    b: torch.Tensor | None,
-    dim: int,
-    spec: Activation,
-    alpha: float,
-    gain: float,
-    clamp: float | None,
-) -> torch.Tensor:
     if b is not None:
         x = x + _along(b, dim, x.ndim)
-    x = spec.function(x, alpha)
-    if gain != 1:
-        x = x * gain
-    if clamp is not None:
-        x = x.clamp(-clamp, clamp)
-    return x
-
-
-class _PiecewiseLinear(torch.autograd.Function):
-    """linear, relu and lrelu in one buffer: the output alone says which piece each element is on."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, b: torch.Tensor | None, dim: int, slope: float, gain: float, clamp: float | None
-    ) -> torch.Tensor:
-        y = x.clone() if b is None else x + _along(b, dim, x.ndim)
-        if slope != 1:
-            F.leaky_relu_(y, slope)
-        if gain != 1:
-            y.mul_(gain)
-        if clamp is not None:
-            y.clamp_(-clamp, clamp)
-        ctx.save_for_backward(y)
-        ctx.call = (dim, slope, gain, clamp)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        (y,) = ctx.saved_tensors
-        dim, slope, gain, clamp = ctx.call
-        dx = _Slope.apply(dy, y, slope, gain, clamp)
-        db = None
-        if ctx.needs_input_grad[1]:
-            db = dx.sum([i for i in range(dx.ndim) if i != dim])
-        return dx, db, None, None, None, None
-
-
-class _Slope(torch.autograd.Function):
-    """dy times the slope at y: linear in dy, and so its own gradient; constant in y almost everywhere."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, dy: torch.Tensor, y: torch.Tensor, slope: float, gain: float, clamp: float | None
-    ) -> torch.Tensor:
-        ctx.save_for_backward(y)
-        ctx.call = (slope, gain, clamp)
-        dx = dy * gain
-        if slope != 1:
-            dx = torch.where(y > 0, dx, dx * slope)
-        if clamp is not None:
-            dx.masked_fill_(y.abs() >= clamp, 0)
-        return dx
-
-    @staticmethod
-    def backward(ctx: Any, ddx: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        (y,) = ctx.saved_tensors
-        return _Slope.apply(ddx, y, *ctx.call), None, None, None, None
+    x = spec.function(x, alpha) * gain
+    return x if clamp is None else x.clamp(-clamp, clamp)
 
 
 def _along(b: torch.Tensor, dim: int, ndim: int) -> torch.Tensor:

@@ -202,11 +202,15 @@ def _fir(
 ) -> torch.Tensor:
     (ux, uy), (x0, x1, y0, y1) = up, padding
     n, c, h, w = x.shape
+    if x.device.type == "cpu":
+        # Depthwise convolution of few channels is up to 50 times slower in the other layout on CPUs.
+        x = x.contiguous(memory_format=torch.channels_last)
     if up != (1, 1):
         # Zero insertion and padding in one write. Cheaper than a depthwise transposed convolution, a slow path on CPUs.
         left, top = max(x0, 0), max(y0, 0)
         shape = (n, c, h * uy + top + max(y1, 0), w * ux + left + max(x1, 0))
-        stuffed = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x)).zero_()
+        layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        stuffed = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout).zero_()
         stuffed[:, :, top : top + h * uy : uy, left : left + w * ux : ux] = x
         x, padding = stuffed, (min(x0, 0), min(x1, 0), min(y0, 0), min(y1, 0))
     if any(padding):
@@ -214,11 +218,6 @@ def _fir(
     weight = f if flip_filter else f.flip([0, 1])
     weight = (weight * gain).to(x.dtype).expand(c, 1, *f.shape)
     return F.conv2d(x, weight, stride=(down[1], down[0]), groups=c)
-
-
-def _layout(x: torch.Tensor) -> torch.memory_format:
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def pair(value: int | Sequence[int], name: str) -> Pair:

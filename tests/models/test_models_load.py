@@ -1,0 +1,354 @@
+import copy
+import io
+import json
+import pickle
+import sys
+import types
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gan import augment, models, networks
+from gan.errors import GanError
+from torch_utils import persistence
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+GENERATORS = sorted(path.stem for path in GOLDEN.glob("generator_*.npz"))
+DISCRIMINATORS = sorted(path.stem for path in GOLDEN.glob("discriminator_*.npz"))
+
+
+class EasyDict(dict):
+    pass
+
+
+class Call:
+    """Pickles into what the public generation writes for a module."""
+
+    def __init__(self, class_name, state):
+        self.meta = {"type": "class", "version": 6, "module_src": "raise 1", "class_name": class_name, "state": state}
+
+    def __reduce__(self):
+        return persistence._reconstruct_persistent_obj, (self.meta,)
+
+
+@pytest.fixture(autouse=True)
+def dnnlib(monkeypatch):
+    """Lets EasyDict be pickled under the name that it has in public files."""
+    monkeypatch.setattr(EasyDict, "__module__", "dnnlib.util")
+    for name in ("dnnlib", "dnnlib.util"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["dnnlib.util"].EasyDict = EasyDict
+
+
+def golden(name):
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        arrays = dict(file)
+    kwargs = json.loads(str(arrays.pop("meta")))
+    parameters = {key[len("param.") :]: torch.as_tensor(arrays[key]) for key in arrays if key.startswith("param.")}
+    return kwargs, parameters, {key: value for key, value in arrays.items() if not key.startswith("param.")}
+
+
+def network(name):
+    kwargs, parameters, arrays = golden(name)
+    cls = networks.Generator if name.startswith("generator") else networks.Discriminator
+    made = cls(**kwargs)
+    made.load_state_dict(parameters)
+    return made, {key: torch.as_tensor(value) for key, value in arrays.items()}
+
+
+def pair(generator="generator_cond16", discriminator="discriminator_cond16"):
+    G, D = network(generator)[0], network(discriminator)[0]
+    return {"G": G, "D": D, "G_ema": copy.deepcopy(G)}
+
+
+def foreign_module(class_name, tensors, kwargs=None, args=()):
+    """A module as another program would describe it: nested by dotted names, with attributes of its own."""
+    children: dict = {}
+    for name in tensors:
+        if "." in name:
+            children.setdefault(name.split(".")[0], {})[name.split(".", 1)[1]] = tensors[name]
+    own = {name: tensor for name, tensor in tensors.items() if "." not in name}
+    buffers = {"resample_filter", "noise_const", "w_avg", "p"}
+    return Call(
+        class_name,
+        {
+            "_init_args": args,
+            "_init_kwargs": EasyDict(kwargs or {}),
+            "training": False,
+            "_parameters": OrderedDict((k, torch.nn.Parameter(v)) for k, v in own.items() if k not in buffers),
+            "_buffers": OrderedDict((k, v) for k, v in own.items() if k in buffers),
+            "_modules": OrderedDict((name, foreign_module("Part", inner)) for name, inner in children.items()),
+            "_non_persistent_buffers_set": set(),
+            "gain": np.float64(1.5),
+            "unheard_of": types.SimpleNamespace(a=1),
+        },
+    )
+
+
+def foreign_file(path, **content):
+    path.write_bytes(pickle.dumps({"augment_pipe": None, "training_set_kwargs": EasyDict(path="x"), **content}, 3))
+    return path
+
+
+def image(G, arrays):
+    return G(arrays["z"], arrays["c"], noise_mode="const")
+
+
+def assert_equal_tensors(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generators_round_trip(name, tmp_path):
+    G, arrays = network(name)
+    file = tmp_path / "network-snapshot-000000.pkl"
+    models.save(file, G=G, D=None, G_ema=G, training_set_kwargs={})
+    snapshot = models.load(file)
+    assert snapshot.D is None
+    for opened in (snapshot.G, snapshot.G_ema):
+        assert_equal_tensors(opened, G)
+        assert torch.equal(image(opened, arrays), image(G.eval(), arrays))
+        torch.testing.assert_close(image(opened, arrays), arrays["img_const"], rtol=1e-4, atol=1e-4)
+        assert not opened.training
+        assert not any(p.requires_grad for p in opened.parameters())
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_discriminators_round_trip(name, tmp_path):
+    D, arrays = network(name)
+    models.save(tmp_path / "a.pkl", G=None, D=D, G_ema=None, training_set_kwargs={})
+    opened = models.load(tmp_path / "a.pkl").D
+    assert_equal_tensors(opened, D)
+    assert torch.equal(opened(arrays["img"], arrays["c"]), D(arrays["img"], arrays["c"]))
+
+
+def test_what_comes_with_the_networks(tmp_path):
+    file = tmp_path / "folder" / "a.pkl"
+    pipe = augment.AugmentPipe(xflip=1)
+    pipe.p.fill_(0.25)
+    models.save(file, **pair(), augment_pipe=pipe, training_set_kwargs={"path": Path("data.zip"), "xflip": True})
+    snapshot = models.load(file)
+    assert snapshot.augment_p == 0.25
+    assert snapshot.training_set_kwargs == {"path": "data.zip", "xflip": True}
+    assert snapshot.source == str(file)
+    with open(file, "rb") as opened:
+        keys = list(persistence.load(opened))
+    assert keys == ["G", "D", "G_ema", "augment_pipe", "training_set_kwargs"]
+    assert models.load(str(file)).G is not None
+
+
+def test_saving_leaves_the_live_networks_alone(tmp_path):
+    live = pair()
+    networks.set_half_dtype(live["G"], torch.bfloat16)
+    before = {name: copy.deepcopy(net.state_dict()) for name, net in live.items()}
+    models.save(tmp_path / "a.pkl", **live, training_set_kwargs={})
+    for name, net in live.items():
+        assert net.training
+        assert all(p.requires_grad for p in net.parameters())
+        assert all(torch.equal(tensor, before[name][key]) for key, tensor in net.state_dict().items())
+    assert models.load(tmp_path / "a.pkl").G.synthesis.b8.half_dtype is None
+
+
+def test_a_failed_save_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match="plain value"):
+        models.save(tmp_path / "a.pkl", **pair(), training_set_kwargs={"x": object()})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_loading_draws_no_random_numbers(tmp_path):
+    models.save(tmp_path / "a.pkl", **pair(), training_set_kwargs={})
+    before = torch.get_rng_state()
+    models.load(tmp_path / "a.pkl")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_three_networks_share_no_memory(tmp_path):
+    G = network("generator_cond16")[0]
+    models.save(tmp_path / "a.pkl", G=G, D=None, G_ema=G, training_set_kwargs={})
+    snapshot = models.load(tmp_path / "a.pkl")
+    snapshot.G.mapping.w_avg.add_(1)
+    assert not torch.equal(snapshot.G.mapping.w_avg, snapshot.G_ema.mapping.w_avg)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_files_of_the_public_generation(name, tmp_path):
+    kwargs, parameters, _ = golden(name)
+    G, arrays = network(name)
+    kwargs["synthesis_kwargs"] = EasyDict(kwargs["synthesis_kwargs"], fp16_channels_last=False)
+    args = tuple(kwargs.pop(key) for key in ("z_dim", "c_dim"))
+    file = foreign_file(
+        tmp_path / "public.pkl",
+        G_ema=foreign_module("Generator", parameters, kwargs, args),
+        augment_pipe=foreign_module("AugmentPipe", {"p": torch.tensor(0.5)}),
+        training_set_kwargs=EasyDict(path="x.zip", labels=np.arange(3), odd=types.SimpleNamespace()),
+    )
+    snapshot = models.load(file)
+    assert torch.equal(image(snapshot.G_ema, arrays), image(G.eval(), arrays))
+    assert snapshot.G is None
+    assert snapshot.augment_p == 0.5
+    assert snapshot.training_set_kwargs.keys() == {"path", "labels"}
+
+
+def test_files_of_the_successor(tmp_path):
+    kwargs, parameters, _ = golden("generator_uncond32")
+    synthesis = kwargs.pop("synthesis_kwargs")
+    G = foreign_module("Generator", parameters, {**kwargs, **synthesis, "fused_modconv_default": "inference_only"})
+    kwargs, parameters, _ = golden("discriminator_uncond32")
+    file = foreign_file(tmp_path / "a.pkl", G=G, D=foreign_module("Discriminator", parameters, kwargs))
+    snapshot = models.load(file)
+    assert snapshot.G.mapping.w_avg_beta == 0.998
+    half = {res: getattr(snapshot.G.synthesis, f"b{res}").use_fp16 for res in (4, 8, 16, 32)}
+    assert half == {4: False, 8: True, 16: True, 32: True}
+    assert snapshot.G.synthesis.b32.conv1.conv_clamp == 256
+    assert snapshot.D.b32.use_fp16
+    assert snapshot.D.b32.conv0.conv_clamp == 256
+
+
+def test_alias_free_generators_are_refused_by_name(tmp_path):
+    G = foreign_module("Generator", {"synthesis.input.weight": torch.zeros(2)}, {"z_dim": 8, "magnitude_ema_beta": 0.9})
+    G.meta["state"]["_modules"]["synthesis"].meta["state"]["_modules"]["input"].meta["class_name"] = "SynthesisInput"
+    with pytest.raises(GanError, match=r"a\.pkl: G_ema: .*alias-free"):
+        models.load(foreign_file(tmp_path / "a.pkl", G_ema=G))
+
+
+def test_every_misfit_is_named(tmp_path):
+    kwargs, parameters, _ = golden("generator_orig16")
+    parameters["mapping.w_avg"] = torch.zeros(31)
+    parameters["mapping.fc7.bias"] = parameters.pop("mapping.fc0.bias")
+    with pytest.raises(GanError) as caught:
+        models.load(foreign_file(tmp_path / "a.pkl", G=foreign_module("Generator", parameters, kwargs)))
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path / 'a.pkl'}: G: its tensors do not fit: ")
+    assert "'mapping.fc0.bias' is missing" in text
+    assert "'mapping.fc7.bias' has no place" in text
+    assert "'mapping.w_avg' has shape [31], not [32]" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sigma": 1}, "sigma"),
+        ({"synthesis_kwargs": {"sigma": 1}}, "sigma"),
+        ({"synthesis_kwargs": {"activation": "cos"}}, "cos"),
+        ({"synthesis_kwargs": 3}, "synthesis_kwargs"),
+        ({"img_resolution": 24}, "power of two"),
+        ({"img_resolution": 2**40}, "too large"),
+        ({"img_resolution": 2**20}, "do not fit"),
+        ({"w_dim": 2**23}, "do not fit"),
+        ({"mapping_kwargs": {"num_layers": 10**6}}, "num_layers"),
+        ({"z_dim": "x"}, "options"),
+        ({7: 1}, "badly described"),
+    ],
+)
+def test_odd_options_are_refused(change, words, tmp_path):
+    kwargs, parameters, _ = golden("generator_orig16")
+    file = foreign_file(tmp_path / "a.pkl", G=foreign_module("Generator", parameters, {**kwargs, **change}))
+    with pytest.raises(GanError, match=words) as caught:
+        models.load(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_odd_places_are_refused(tmp_path):
+    G = foreign_module("Generator", golden("generator_orig16")[1], golden("generator_orig16")[0])
+    G.meta["state"]["_modules"]["self"] = G
+    D = foreign_module("Discriminator", {})
+    for content in [{"G": G}, {"G": D}, {"D": 5}, {"G_ema": EasyDict()}, {"x": 1}, {"G": None}]:
+        with pytest.raises(GanError, match=r"a\.pkl: "):
+            models.load(foreign_file(tmp_path / "a.pkl", **content))
+
+
+def test_files_that_are_no_snapshots(tmp_path):
+    with pytest.raises(GanError, match="cannot be read"):
+        models.load(tmp_path / "absent.pkl")
+    with pytest.raises(GanError, match="cannot be read"):
+        models.load(tmp_path)
+    torch.save({"g_ema": {}}, tmp_path / "port.pt")
+    with pytest.raises(GanError, match="zip"):
+        models.load(tmp_path / "port.pt")
+    (tmp_path / "tf.pkl").write_bytes(pickle.dumps((types.SimpleNamespace(),) * 3, 3))
+    with pytest.raises(GanError, match="TensorFlow"):
+        models.load(tmp_path / "tf.pkl")
+
+
+def saved(tmp_path, **nets):
+    models.save(tmp_path / "a.pkl", **nets, training_set_kwargs={})
+    return models.load(tmp_path / "a.pkl")
+
+
+def fresh(generator="generator_cond16", discriminator="discriminator_cond16", generator_changes=None, **changes):
+    G_kwargs, D_kwargs = golden(generator)[0], golden(discriminator)[0]
+    G_kwargs.update(generator_changes or {})
+    G = networks.Generator(**{**G_kwargs, **changes})
+    return G, networks.Discriminator(**{**D_kwargs, **changes}), copy.deepcopy(G)
+
+
+def test_transfer_copies_everything(tmp_path):
+    source = saved(tmp_path, **pair())
+    D_kwargs = golden("discriminator_cond16")[0]
+    G, _, G_ema = fresh()
+    D = networks.Discriminator(**D_kwargs, block_kwargs={"freeze_layers": 2})  # buffers in place of parameters
+    flat = torch.zeros(G.mapping.fc0.weight.numel())
+    G.mapping.fc0.weight.data = flat.view(G.mapping.fc0.weight.shape)
+    report = models.transfer(source, G, D, G_ema)
+    for theirs, ours in [(source.G, G), (source.D, D), (source.G_ema, G_ema)]:
+        assert_equal_tensors(theirs, ours)
+    assert torch.equal(flat.view(G.mapping.fc0.weight.shape), source.G.mapping.fc0.weight)
+    assert all(p.requires_grad for p in G.parameters())
+    assert report.loaded == sum(len(net.state_dict()) for net in (G, D, G_ema))
+    assert report.parameters == sum(p.numel() for net in (G, D, G_ema) for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ({"c_dim": 0}, "--cond=1"),
+        ({"img_resolution": 8}, "--width=16 --height=16"),
+        ({"img_resolution": 32}, "--width=16 --height=16"),
+        ({"img_channels": 1}, "3 channels"),
+        ({"generator_changes": {"mapping_kwargs": {"num_layers": 2}}}, "--map-depth=8"),
+        ({"generator_changes": {"synthesis_kwargs": {"channel_base": 128, "channel_max": 24}}}, "--cbase=256"),
+        ({"generator_changes": {"synthesis_kwargs": {"channel_base": 256, "channel_max": 16}}}, "--cmax=24"),
+        ({"generator_changes": {"synthesis_kwargs": {"channel_base": 256, "channel_max": 24, "architecture": "orig"}}},
+         "architecture is skip"),
+    ],
+)  # fmt: skip
+def test_transfer_names_the_flag_and_copies_nothing(target, words, tmp_path):
+    source = saved(tmp_path, **pair())
+    nets = fresh(**target)
+    before = [copy.deepcopy(net.state_dict()) for net in nets]
+    with pytest.raises(GanError) as caught:
+        models.transfer(source, *nets)
+    text = str(caught.value)
+    assert text.startswith(str(tmp_path / "a.pkl"))
+    assert words in text
+    assert text.count("--") == words.count("--")  # and no other flag
+    assert text.count(" in the file") + text.count("only in the file") <= 16
+    for net, state in zip(nets, before, strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+
+
+def test_transfer_lists_eight_and_counts_the_rest(tmp_path):
+    nets = pair()
+    source = saved(tmp_path, **nets)
+    with pytest.raises(GanError, match=r"; and \d+ more$") as caught:
+        models.transfer(source, *fresh(img_resolution=32))
+    assert str(caught.value).count("is not in the file") == 8
+
+
+def test_transfer_needs_all_three(tmp_path):
+    source = saved(tmp_path, G=None, D=None, G_ema=network("generator_cond16")[0])
+    with pytest.raises(GanError, match="holds no G and no D"):
+        models.transfer(source, *fresh())
+
+
+def test_snapshot_is_written_through_a_file_object(tmp_path):
+    file = io.BytesIO()
+    persistence.dump(pair(), file)
+    file.seek(0)
+    assert persistence.load(file)["G"].class_name == "Generator"
