@@ -9,12 +9,12 @@ This text is embedded in snapshots, so it imports nothing but torch, numpy and `
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from torch_utils.ops import grid_sample, upfirdn2d
+from torch_utils.ops import upfirdn2d
 
 # Decomposition low-pass filters of two symlets (Daubechies, Ten Lectures on Wavelets, table 8.1).
 _SYM2 = (-0.12940952255092145, 0.22414386804185735, 0.836516303737469, 0.48296291314469025)
@@ -32,6 +32,7 @@ _SYM6 = (
     0.0017677118642428036,
     -0.007800708325034148,
 )
+_DENSE_LIMIT = 300  # pixels; see on_both_axes
 
 
 class AugmentPipe(torch.nn.Module):
@@ -293,12 +294,13 @@ def warp(images: torch.Tensor, inverse: torch.Tensor, lowpass: torch.Tensor) -> 
         inverse: `[N, 3, 3]`, output to input position, in pixels from the centre.
         lowpass: `[taps]`.
     """
-    n, _, height, width = images.shape
-    taps = lowpass.shape[0]
-    plane = _upsampled_period(images, lowpass)
+    from torch_utils.ops import grid_sample  # here, because programs that open snapshots may not have it
+
+    height, width = images.shape[2:]
+    margin = lowpass.shape[0] // 4  # output pixels beyond the border that the downsampling filter looks at
+    plane = on_both_axes(images, lambda rows: _upsampled_period(rows, lowpass))
     period_x, period_y = plane.shape[3] - 1, plane.shape[2] - 1  # the last row and column repeat the first
 
-    margin = taps // 4  # output pixels beyond the border that the downsampling filter looks at
     x = _sample_positions(width, margin, images)  # [W'] in output pixels from the centre
     y = _sample_positions(height, margin, images)  # [H']
     a = inverse[:, :2, :, None, None]
@@ -309,7 +311,7 @@ def warp(images: torch.Tensor, inverse: torch.Tensor, lowpass: torch.Tensor) -> 
     v = (position[:, 1] * 2 + (height - 1)).remainder(period_y)
     grid = torch.stack([(2 * u + 1) / (period_x + 1) - 1, (2 * v + 1) / (period_y + 1) - 1], dim=-1)
     sampled = grid_sample.grid_sample(plane, grid)
-    return upfirdn2d.downsample2d(sampled, lowpass, down=2, padding=-2 * margin, flip_filter=True)
+    return on_both_axes(sampled, lambda rows: _downsampled(rows, lowpass, margin))
 
 
 def _sample_positions(size: int, margin: int, like: torch.Tensor) -> torch.Tensor:
@@ -321,14 +323,36 @@ def _sample_positions(size: int, margin: int, like: torch.Tensor) -> torch.Tenso
     return (k + 1) / 2 - margin - size / 2
 
 
-def _upsampled_period(images: torch.Tensor, lowpass: torch.Tensor) -> torch.Tensor:
-    """One period of the reflected images, upsampled by 2: `[N, C, 4 * (H - 1) + 1, 4 * (W - 1) + 1]`."""
+def on_both_axes(images: torch.Tensor, operation: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Apply a linear operation on axis 2 of `[N, C, H, W]` to axes 2 and 3.
+
+    Up to a size, as two products with its matrix: FIR passes over three channels are the slowest thing that a CPU can
+    be given, and at these sizes the product is no more work. Its cost grows with the third power, though.
+    """
+    height, width = images.shape[2:]
+    if max(height, width) > _DENSE_LIMIT:
+        return operation(operation(images).transpose(2, 3)).transpose(2, 3)
+    rows = operation(torch.eye(height, dtype=images.dtype, device=images.device)[None, None])
+    columns = rows
+    if width != height:
+        columns = operation(torch.eye(width, dtype=images.dtype, device=images.device)[None, None])
+    return rows @ images @ columns.transpose(2, 3)
+
+
+def _upsampled_period(rows: torch.Tensor, lowpass: torch.Tensor) -> torch.Tensor:
+    """One period of the rows continued by reflection, upsampled by 2: `[N, C, H, W]` -> `[N, C, 4 * (H - 1) + 1, W]`."""
+    size = rows.shape[2]
     margin = (lowpass.shape[0] // 2 + 1) // 2  # input pixels that the filter sees beyond the period
-    for dim in (3, 2):
-        size = images.shape[dim]
-        extended = torch.arange(-margin, 2 * (size - 1) + margin + 1, device=images.device)
-        images = images.index_select(dim, reflected(extended, size))
-    return upfirdn2d.upsample2d(images, lowpass, up=2, padding=[-2 * margin, -2 * margin - 1] * 2)
+    extended = torch.arange(-margin, 2 * (size - 1) + margin + 1, device=rows.device)
+    rows = rows.index_select(2, reflected(extended, size))
+    pads = [0, 0, -2 * margin, -2 * margin - 1]
+    return upfirdn2d.upsample2d(rows, lowpass[:, None], up=[1, 2], padding=pads)
+
+
+def _downsampled(rows: torch.Tensor, lowpass: torch.Tensor, margin: int) -> torch.Tensor:
+    """Rows downsampled by 2, less `margin` rows on either side: `[N, C, 2 * (H + 2 * margin), W]` -> `[N, C, H, W]`."""
+    pads = [0, 0, -2 * margin, -2 * margin]
+    return upfirdn2d.downsample2d(rows, lowpass[:, None], down=[1, 2], padding=pads, flip_filter=True)
 
 
 def reflected(index: torch.Tensor, size: int) -> torch.Tensor:

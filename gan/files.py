@@ -9,6 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
+
 from gan.errors import GanError
 
 
@@ -53,6 +56,13 @@ def explain_os_error(error: OSError, path: str | Path) -> GanError:
     if isinstance(error, (NotADirectoryError, FileExistsError)):
         return GanError(f"{path}: a part of this path is a file, not a folder; choose another place")
     return GanError(f"{path}: {error.strerror or error}")
+
+
+def write_png(dest: str | Path, image: np.ndarray) -> None:
+    """Atomically write uint8 `[C, H, W]`, C = 1 (grey) or 3 (RGB), as a PNG."""
+    pixels = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
+    with atomic_path(dest) as path:
+        PIL.Image.fromarray(np.ascontiguousarray(pixels)).save(path, format="PNG", compress_level=1)
 
 
 def _umask() -> int:

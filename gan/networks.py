@@ -19,6 +19,7 @@ from torch_utils.ops import bias_act, conv2d_resample, upfirdn2d
 
 # What "half precision" means where: bfloat16 has hardware on CPUs, float16 on GPUs.
 _HALF_DTYPE = {"cuda": torch.float16, "cpu": torch.bfloat16}
+_ACTIVATION_GAIN = {"relu": 2**0.5, "lrelu": 2**0.5, "swish": 2**0.5}  # what keeps the variance; others: 1
 
 
 def normalize_2nd_moment(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
@@ -128,7 +129,7 @@ class Conv2dLayer(_Recorded):
         self.activation, self.up, self.down, self.conv_clamp = activation, up, down, conv_clamp
         self.padding = kernel_size // 2
         self.weight_gain = 1 / np.sqrt(in_channels * kernel_size**2).item()
-        self.act_gain = bias_act.activations[activation].default_gain
+        self.act_gain = _ACTIVATION_GAIN.get(activation, 1.0)
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
         weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
         tensors = {"weight": weight, "bias": torch.zeros([out_channels]) if bias else None}
@@ -140,19 +141,12 @@ class Conv2dLayer(_Recorded):
 
     def forward(self, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
         w = (self.weight * self.weight_gain).to(x.dtype)
-        b = self.bias.to(x.dtype) if self.bias is not None else None
         x = conv2d_resample.conv2d_resample(
-            x,
-            w,
-            f=self.resample_filter,
-            up=self.up,
-            down=self.down,
-            padding=self.padding,
-            flip_weight=self.up == 1,
-            bias=b,
+            x, w, f=self.resample_filter, up=self.up, down=self.down, padding=self.padding, flip_weight=self.up == 1
         )
+        b = self.bias.to(x.dtype) if self.bias is not None else None
         clamp = self.conv_clamp * gain if self.conv_clamp is not None else None
-        return bias_act.bias_act(x, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
+        return bias_act.bias_act(x, b, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
 
 
 class MappingNetwork(_Recorded):
@@ -249,7 +243,7 @@ class SynthesisLayer(_Recorded):
         super().__init__()
         self.resolution, self.up, self.use_noise = resolution, up, use_noise
         self.activation, self.conv_clamp, self.padding = activation, conv_clamp, kernel_size // 2
-        self.act_gain = bias_act.activations[activation].default_gain
+        self.act_gain = _ACTIVATION_GAIN.get(activation, 1.0)
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
         self.weight = torch.nn.Parameter(torch.randn([out_channels, in_channels, kernel_size, kernel_size]))

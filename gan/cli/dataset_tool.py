@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from gan.cli.command import Command, Option, printable, problems_of
 from gan.data.pack import PackSummary, dest_problems, pack, settings_problems
 from gan.data.scan import Progress
 from gan.data.sources import LABEL_FILE, Source, count_by_suffix, open_source
@@ -34,44 +35,15 @@ class SizeType(click.ParamType):
         return int(match[1]), int(match[2])
 
 
-class _Option(click.Option):
-    """An option whose bad value is noted with the others instead of ending the run at once."""
-
-    def handle_parse_result(self, ctx: click.Context, opts: Any, args: list[str]) -> tuple[Any, list[str]]:
-        try:
-            return super().handle_parse_result(ctx, opts, args)
-        except click.MissingParameter:
-            problem = f"{self.opts[0]}: is missing; {self.help}"
-        except click.BadParameter as error:
-            value = opts.get(self.name, "")
-            problem = f"{self.opts[0]} {value}: {error.message.removeprefix(repr(value)).strip()}"
-        _problems(ctx).append(problem)
-        if self.expose_value and self.name:
-            ctx.params[self.name] = None
-        return None, args
-
-
-class _Command(click.Command):
-    """A command that prints what its user can mend as `error:` lines, without a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except GanError as error:
-            for line in str(error).splitlines():
-                click.echo(f"error: {_printable(line)}", err=True)
-            ctx.exit(error.exit_code)
-
-
-@click.command(cls=_Command, context_settings={"max_content_width": 120})
-@click.option("--source", cls=_Option, required=True, metavar="PATH", help="a folder or .zip of images, or demo")
-@click.option("--dest", cls=_Option, required=True, metavar="PATH", help="the .zip file or the new folder to write")
-@click.option("--resolution", cls=_Option, type=SizeType(), metavar="WxH", help="size to pack, such as 256x256")
-@click.option("--width", cls=_Option, type=int, metavar="N", help="with --height: the same as --resolution")
-@click.option("--height", cls=_Option, type=int, metavar="N", help="with --width: the same as --resolution")
+@click.command(cls=Command, context_settings={"max_content_width": 120})
+@click.option("--source", cls=Option, required=True, metavar="PATH", help="a folder or .zip of images, or demo")
+@click.option("--dest", cls=Option, required=True, metavar="PATH", help="the .zip file or the new folder to write")
+@click.option("--resolution", cls=Option, type=SizeType(), metavar="WxH", help="size to pack, such as 256x256")
+@click.option("--width", cls=Option, type=int, metavar="N", help="with --height: the same as --resolution")
+@click.option("--height", cls=Option, type=int, metavar="N", help="with --width: the same as --resolution")
 @click.option(
     "--transform",
-    cls=_Option,
+    cls=Option,
     type=click.Choice(TRANSFORMS),
     default="none",
     show_default=True,
@@ -79,9 +51,9 @@ class _Command(click.Command):
     "right proportions, center-crop-wide pads such a wide part to a square and leaves out images smaller than it",
 )
 @click.option(
-    "--resize-filter", cls=_Option, type=click.Choice(list(RESIZE_FILTERS)), default="lanczos", show_default=True
+    "--resize-filter", cls=Option, type=click.Choice(list(RESIZE_FILTERS)), default="lanczos", show_default=True
 )
-@click.option("--max-images", cls=_Option, type=int, metavar="N", help="pack the first N images only")
+@click.option("--max-images", cls=Option, type=int, metavar="N", help="pack the first N images only")
 @click.pass_context
 def dataset_tool(
     ctx: click.Context,
@@ -100,7 +72,7 @@ def dataset_tool(
 
         python dataset_tool.py --source demo --dest demo.zip
     """
-    problems = list(_problems(ctx))
+    problems = list(problems_of(ctx))
     if not any(problem.startswith(SETTINGS) for problem in problems):
         resolution, size_problems = _chosen_size(resolution, width, height)
         problems += size_problems or settings_problems(resolution, str(transform), str(resize_filter), max_images)
@@ -124,11 +96,6 @@ def dataset_tool(
         progress=_progress_bar() if sys.stderr.isatty() else None,
     )
     click.echo(_report(opened, summary))
-
-
-def _problems(ctx: click.Context) -> list[str]:
-    """The problems that were found so far in the command line of this run."""
-    return ctx.meta.setdefault(f"{__name__}.problems", [])
 
 
 def _chosen_size(resolution: Size | None, width: int | None, height: int | None) -> tuple[Size | None, list[str]]:
@@ -173,22 +140,16 @@ def _report(source: Source, summary: PackSummary) -> str:
     ]
     if summary.skipped:
         lines.append(f"  skipped {len(summary.skipped):,} that could not be used:")
-        lines += [f"    {_printable(name)}: {reason}" for name, reason in summary.skipped[:MAX_LISTED]]
+        lines += [f"    {printable(name)}: {reason}" for name, reason in summary.skipped[:MAX_LISTED]]
         if len(summary.skipped) > MAX_LISTED:
             lines.append(f"    and {len(summary.skipped) - MAX_LISTED:,} more")
     others = [name for name in source.ignored if Path(name).name != LABEL_FILE]
     if others:
         kinds = ", ".join(f"{count:,} x {kind}" for kind, count in list(count_by_suffix(others).items())[:4])
-        lines.append(f"  ignored {len(others):,} that are no images by name ({_printable(kinds)})")
+        lines.append(f"  ignored {len(others):,} that are no images by name ({printable(kinds)})")
     lines.append(f"Next: python train.py --data {shlex.quote(dest)}")
     return "\n".join(lines)
 
 
 def _bytes_below(path: Path) -> int:
     return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.rglob("*.*"))
-
-
-def _printable(text: str) -> str:
-    """Text that any terminal can show on one line, whatever bytes a file name is made of."""
-    shown = text.encode("utf-8", "replace").decode("utf-8")
-    return "".join(letter if letter.isprintable() else "?" for letter in shown)

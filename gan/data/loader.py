@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch.utils.data
 
 from gan.data.dataset import ImageDataset
 from gan.data.sampler import batches
+from gan.errors import GanError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +43,11 @@ class _Batches(torch.utils.data.Dataset):
     def __init__(self, dataset: ImageDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.from_numpy(self.dataset.images(indices)), torch.from_numpy(indices)
+    def __getitem__(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor] | GanError:
+        try:
+            return torch.from_numpy(self.dataset.images(indices)), torch.from_numpy(indices)
+        except GanError as error:  # raised here, it would reach the user wrapped in the worker's traceback
+            return error
 
 
 def batch_stream(
@@ -61,5 +66,14 @@ def batch_stream(
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=2 if workers > 0 else None,
+        worker_init_fn=_ignore_interrupts,
     )
-    yield from loader
+    for batch_or_error in loader:
+        if isinstance(batch_or_error, GanError):
+            raise batch_or_error
+        yield batch_or_error
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; only the main one decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -40,7 +40,7 @@ def network(stored: object, cls: type[torch.nn.Module], successor: bool = False)
         with _ShapesOnly():
             made = cls(**kwargs)
     except Exception as error:  # hostile options fail in any way there is
-        raise ValueError(f"its options are not known here ({type(error).__name__}: {error})") from error
+        raise ValueError(f"it cannot be built from its options ({type(error).__name__}: {error})") from error
     wanted = made.state_dict(keep_vars=True)
     problems = _misfits(tensors, wanted)
     if problems:
@@ -88,7 +88,7 @@ class _ShapesOnly(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func in (torch.randn, torch.zeros, torch.ones, torch.full):
+        if func in (torch.randn, torch.empty, torch.zeros, torch.ones, torch.full):
             kwargs["device"] = "meta"
         return func(*args, **kwargs)
 

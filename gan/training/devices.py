@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 
 import torch
 
 from gan.errors import UsageError
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -37,6 +40,20 @@ def allow_tf32(allowed: bool) -> None:
     """Switch TF32 in float32 matrix products and convolutions of NVIDIA GPUs."""
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep large freed blocks instead of returning them to the system.
+
+    A step on a CPU frees and takes again hundreds of large tensors; giving each back means faulting every page of it
+    in again, which costs up to half of the step. Without glibc nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _cpu_has_bf16() -> bool:

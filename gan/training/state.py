@@ -32,8 +32,12 @@ class Progress:
     """ticks completed"""
     tick_nimg: int = 0
     """nimg at the end of the last tick"""
+    tick_start_seconds: float = 0.0
+    """when this tick began, in seconds spent on the run"""
+    maintenance_seconds: float = 0.0
+    """what writing files took at the end of the last tick"""
     seconds: float = 0.0
-    """time spent on the run before the last tick, over all its starts"""
+    """time spent on the run when the state was saved, over all its starts"""
 
 
 class TrainingState:

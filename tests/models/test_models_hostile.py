@@ -105,7 +105,7 @@ def test_a_damaged_file_is_read_or_refused(tmp_path):
     data = file.getvalue()
     random = np.random.default_rng(0)
     file = tmp_path / "damaged.pkl"
-    for position in random.integers(2, len(data), size=150):
+    for position in random.integers(2, len(data), size=100):
         damaged = bytearray(data)
         damaged[position] ^= int(random.integers(1, 256))
         file.write_bytes(damaged)

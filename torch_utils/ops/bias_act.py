@@ -57,7 +57,7 @@ def bias_act(
     Returns:
         The shape and dtype of `x`. Differentiable to any order.
     """
-    spec, alpha, gain = _check(x, b, dim, act, alpha, gain, clamp)
+    _, alpha, gain = _check(x, b, dim, act, alpha, gain, clamp)
     if act in _HOMOGENEOUS and gain > 0:
         # As few passes over memory as native operations allow; each has native derivatives of any order.
         if b is not None:

@@ -20,9 +20,8 @@ def conv2d_resample(
     groups: int = 1,
     flip_weight: bool = True,
     flip_filter: bool = False,
-    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Upsample with `f`, convolve with `w`, downsample with `f`. Equals `conv2d_resample_ref`, in fewer multiplications.
+    """Upsample with `f`, convolve with `w`, downsample with `f`: `conv2d_resample_ref` in fewer multiplications.
 
     Args:
         x: `[N, C, H, W]`.
@@ -33,7 +32,6 @@ def conv2d_resample(
         groups: as in `torch.nn.functional.conv2d`.
         flip_weight: True is torch's correlation, False a true convolution.
         flip_filter: True correlates with `f`, False convolves.
-        bias: `[O]`, added at the end; without upsampling the convolution does that for nothing.
 
     Returns:
         `[N, O, H', W']`. Differentiable to any order.
@@ -43,13 +41,13 @@ def conv2d_resample(
 
     if kw == kh == 1 and up == 1 and down > 1:  # fewer pixels to convolve
         x = upfirdn2d(x, f, down=down, padding=pads, flip_filter=flip_filter)
-        return _conv(x, w, groups=groups, bias=bias)
+        return _conv(x, w, groups=groups)
     if kw == kh == 1 and up > 1 and down == 1:  # fewer pixels to convolve
         x = _conv(x, w, groups=groups)
-        return _add(upfirdn2d(x, f, up=up, padding=pads, flip_filter=flip_filter, gain=up**2), bias)
+        return upfirdn2d(x, f, up=up, padding=pads, flip_filter=flip_filter, gain=up**2)
     if up == 1 and down > 1:  # convolve only where a pixel is kept
         x = upfirdn2d(x, f, padding=pads, flip_filter=flip_filter)
-        return _conv(x, w, stride=down, groups=groups, flip_weight=flip_weight, bias=bias)
+        return _conv(x, w, stride=down, groups=groups, flip_weight=flip_weight)
     if up > 1:
         # Convolving the zero-stuffed image is a transposed convolution; the filter commutes and comes after it.
         # It yields the full convolution less its last up - 1 zeros, hence what is taken off the padding.
@@ -58,10 +56,10 @@ def conv2d_resample(
         x = _conv_transpose(x, w, up, (crop_y, crop_x), groups, flip_weight)
         pads = (pads[0] + crop_x, pads[1] + crop_x, pads[2] + crop_y, pads[3] + crop_y)
         x = upfirdn2d(x, f, padding=pads, flip_filter=flip_filter, gain=up**2)
-        return _add(upfirdn2d(x, f, down=down, flip_filter=flip_filter) if down > 1 else x, bias)
+        return upfirdn2d(x, f, down=down, flip_filter=flip_filter) if down > 1 else x
     if x0 == x1 >= 0 and y0 == y1 >= 0:
-        return _conv(x, w, padding=(y0, x0), groups=groups, flip_weight=flip_weight, bias=bias)
-    return _conv(F.pad(x, pads), w, groups=groups, flip_weight=flip_weight, bias=bias)
+        return _conv(x, w, padding=(y0, x0), groups=groups, flip_weight=flip_weight)
+    return _conv(F.pad(x, pads), w, groups=groups, flip_weight=flip_weight)
 
 
 def conv2d_resample_ref(
@@ -74,17 +72,12 @@ def conv2d_resample_ref(
     groups: int = 1,
     flip_weight: bool = True,
     flip_filter: bool = False,
-    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`conv2d_resample`, written as its definition: upsample, convolve, downsample."""
     pads = _resample_padding(f, up, down, padding)
     x = upfirdn2d(x, f if up > 1 else None, up=up, padding=pads, flip_filter=flip_filter, gain=up**2)
     x = _conv(x, w, groups=groups, flip_weight=flip_weight)
-    return _add(upfirdn2d(x, f, down=down, flip_filter=flip_filter) if down > 1 else x, bias)
-
-
-def _add(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return x if bias is None else x + bias[:, None, None]
+    return upfirdn2d(x, f, down=down, flip_filter=flip_filter) if down > 1 else x
 
 
 def _resample_padding(
@@ -107,11 +100,10 @@ def _conv(
     padding: tuple[int, int] = (0, 0),
     groups: int = 1,
     flip_weight: bool = True,
-    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     if not flip_weight and w.shape[2:] != (1, 1):
         w = w.flip([2, 3])
-    return F.conv2d(x, w, bias, stride=stride, padding=padding, groups=groups)
+    return F.conv2d(x, w, stride=stride, padding=padding, groups=groups)
 
 
 def _conv_transpose(

@@ -188,7 +188,9 @@ class _Upfirdn2d(torch.autograd.Function):
         return dx, None, None, None, None, None, None
 
 
-def _adjoint_padding(x_shape: torch.Size, y_shape: torch.Size, filter_wh: Pair, up: Pair, down: Pair, pad: Quad) -> Quad:
+def _adjoint_padding(
+    x_shape: torch.Size, y_shape: torch.Size, filter_wh: Pair, up: Pair, down: Pair, pad: Quad
+) -> Quad:
     """The padding of the transposed operation, which exchanges up and down and flips the filter."""
     sides: list[int] = []
     for axis, before in ((0, pad[0]), (1, pad[2])):

@@ -1,0 +1,205 @@
+"""The command that samples: `python generate.py`."""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gan.cli.command import Command, Option, problems_of
+from gan.errors import GanError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from gan.networks import Generator
+
+
+class SeedsType(click.ParamType):
+    """Numbers and ranges, such as 0-35 or 0-5,8."""
+
+    name = "seeds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        if isinstance(value, list):
+            return value
+        seeds: list[int] = []
+        for part in value.split(","):
+            match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+            if match is None:
+                self.fail("is not a list of numbers and ranges; write it like 0-35 or 0-5,8", param, ctx)
+            first, last = int(match[1]), int(match[2] or match[1])
+            if last < first or max(last, last - first) >= 2**32:
+                self.fail(f"{part.strip()} is not a range of seeds from 0 to 4294967295", param, ctx)
+            seeds += range(first, last + 1)
+        return seeds
+
+
+@click.command(cls=Command, context_settings={"max_content_width": 120})
+@click.option("--seeds", cls=Option, type=SeedsType(), help="Seeds of the pictures, such as 0-35 or 0-5,8")
+@click.option("--network", cls=Option, metavar="FILE", help="Snapshot  [default: the newest under training-runs]")
+@click.option("--trunc", cls=Option, type=float, default=1.0, show_default=True, help="Truncation psi: less is safer")
+@click.option("--class", "class_idx", cls=Option, type=int, metavar="N", help="Class, for a network with classes")
+@click.option(
+    "--noise-mode",
+    cls=Option,
+    type=click.Choice(["const", "random", "none"]),
+    default="const",
+    show_default=True,
+    help="Noise that is the same for every picture, new for each, or none",
+)
+@click.option("--projected-w", cls=Option, metavar="FILE", help="An .npz with w, to render instead of seeds")
+@click.option("--outdir", cls=Option, default="out", show_default=True, metavar="DIR", help="Folder for the pictures")
+@click.option("--batch", cls=Option, type=int, default=16, show_default=True, help="Pictures computed at a time")
+@click.option("--device", cls=Option, type=click.Choice(["auto", "cuda", "mps", "cpu"]), default="auto", show_default=True)
+@click.pass_context
+def generate(
+    ctx: click.Context,
+    seeds: list[int] | None,
+    network: str | None,
+    trunc: float | None,
+    class_idx: int | None,
+    noise_mode: str | None,
+    projected_w: str | None,
+    outdir: str | None,
+    batch: int | None,
+    device: str | None,
+) -> None:
+    """Sample pictures from a snapshot: seed0000.png, ... and a sheet of all, grid.png.
+
+    \b
+    python generate.py --seeds 0-35
+    python generate.py --seeds 0-5,8 --trunc 0.7 --network network-snapshot-000200.pkl
+    """
+    problems = problems_of(ctx)
+    broken = {problem.split()[0].rstrip(":") for problem in problems}
+    if seeds is None and projected_w is None and "--seeds" not in broken:
+        problems.append("--seeds: is missing; for example --seeds 0-35")
+    if seeds is not None and projected_w is not None:
+        problems.append("--projected-w renders a given w; leave out --seeds")
+    if batch is not None and batch < 1:
+        problems.append(f"--batch {batch}: must be a whole number from 1 on")
+    path = _chosen_network(network, problems)
+    if path is not None:
+        G = _open(path, problems)
+    if problems or path is None or G is None:
+        raise UsageError(problems)
+    _render(G, path, seeds, projected_w, class_idx, float(trunc or 0), str(noise_mode), Path(str(outdir)), int(batch or 1), str(device))
+
+
+def _chosen_network(network: str | None, problems: list[str]) -> str | None:
+    from gan.config import TrainOptions
+    from gan.training import run_folder
+
+    if network is not None:
+        return network
+    try:
+        return str(run_folder.newest_snapshot(TrainOptions().outdir))
+    except GanError as error:
+        problems.append(str(error))
+        return None
+
+
+def _open(path: str, problems: list[str]) -> Generator | None:
+    from gan import models
+
+    try:
+        snapshot = models.load(path)
+    except GanError as error:
+        problems.append(f"--network {error}")
+        return None
+    G = snapshot.G_ema or snapshot.G
+    if G is None:
+        problems.append(f"--network {path}: holds no generator; give a snapshot with G_ema")
+    return G
+
+
+def _render(
+    G: Generator,
+    path: str,
+    seeds: list[int] | None,
+    projected_w: str | None,
+    class_idx: int | None,
+    trunc: float,
+    noise_mode: str,
+    outdir: Path,
+    batch: int,
+    device_name: str,
+) -> None:
+    """Compute and write the pictures, PNG encoding beside the synthesis."""
+    import numpy as np
+
+    from gan.files import write_png
+    from gan.latent.sampling import synthesize, tile
+    from gan.training.devices import choose_device
+
+    device = choose_device(device_name)
+    G = G.to(device)
+    label = _label(G, class_idx, path)
+    if projected_w is not None:
+        ws = _load_ws(projected_w, G)
+        names = [f"proj{i:02d}.png" for i in range(len(ws))]
+    else:
+        assert seeds is not None
+        ws = _map_seeds(G, seeds, label, trunc, batch)
+        names = [f"seed{seed:04d}.png" for seed in seeds]
+    images = []
+    # Half precision is for GPUs: on a CPU a picture should not depend on which one it is.
+    pictures = synthesize(G, ws.to(device), batch, noise_mode, force_fp32=device.type != "cuda")
+    with ThreadPoolExecutor() as writers:
+        jobs = []
+        for name, image in zip(names, pictures, strict=True):
+            jobs.append(writers.submit(write_png, outdir / name, image))
+            images.append(image)
+        for job in jobs:
+            job.result()
+    columns = int(np.ceil(np.sqrt(len(images))))
+    write_png(outdir / "grid.png", tile(np.stack(images), columns))
+    click.echo(f"Wrote {len(images)} pictures of {path} to {outdir}/ and a sheet of them to {outdir / 'grid.png'}")
+
+
+def _label(G: Generator, class_idx: int | None, path: str) -> torch.Tensor:
+    import torch
+
+    label = torch.zeros([1, G.c_dim])
+    if G.c_dim == 0:
+        if class_idx is not None:
+            raise UsageError([f"--class {class_idx}: {path} was trained without classes; leave it out"])
+        return label
+    if class_idx is None or not 0 <= class_idx < G.c_dim:
+        shown = "is missing" if class_idx is None else f"{class_idx} is not one of them"
+        raise UsageError([f"--class: {shown}; {path} has classes 0 to {G.c_dim - 1}"])
+    label[0, class_idx] = 1
+    return label
+
+
+def _map_seeds(G: Generator, seeds: list[int], label: torch.Tensor, trunc: float, batch: int) -> torch.Tensor:
+    import numpy as np
+    import torch
+
+    from gan.latent.sampling import seed_latent
+
+    device = G.mapping.w_avg.device
+    z = torch.from_numpy(np.concatenate([seed_latent(seed, G.z_dim) for seed in seeds])).to(device)
+    with torch.no_grad():
+        parts = [G.mapping(part, label.to(device).expand(len(part), -1), truncation_psi=trunc) for part in z.split(batch)]
+    return torch.cat(parts)
+
+
+def _load_ws(path: str, G: Generator) -> torch.Tensor:
+    import zipfile
+
+    import numpy as np
+    import torch
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            w = file["w"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError([f"--projected-w {path}: not an .npz with an array w ({error})"]) from error
+    if w.ndim != 3 or w.shape[1:] != (G.num_ws, G.w_dim):
+        raise UsageError([f"--projected-w {path}: w is {list(w.shape)}, this network takes [N, {G.num_ws}, {G.w_dim}]"])
+    return torch.from_numpy(w).to(torch.float32)

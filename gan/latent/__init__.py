@@ -1,0 +1,1 @@
+"""Working with a trained generator: sampling, and the latents that images come from."""

@@ -1,0 +1,59 @@
+"""The sheets of reals and fakes that show how a run is doing."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gan.data.dataset import ImageDataset
+from gan.files import write_png
+from gan.latent.sampling import synthesize, tile
+from gan.networks import Generator
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleGrid:
+    """Which images the sheets show; a function of the dataset and the seed alone, and so the same after a restart."""
+
+    columns: int
+    rows: int
+    indices: np.ndarray
+    """dataset images of reals.png, int64 `[rows * columns]`; their labels are those of the fakes"""
+    z: torch.Tensor
+    """latents of the fakes, float32 `[rows * columns, z_dim]`"""
+
+    @staticmethod
+    def choose(dataset: ImageDataset, z_dim: int, seed: int) -> SampleGrid:
+        """As many images as make a sheet of about 8K, at least 7x4, at most 32x32."""
+        columns = int(np.clip(7680 // dataset.resolution, 7, 32))
+        rows = int(np.clip(4320 // dataset.resolution, 4, 32))
+        rng = np.random.RandomState(seed)
+        indices = _rows_by_label(dataset, rows, columns, rng)
+        return SampleGrid(columns, rows, indices, torch.from_numpy(rng.randn(rows * columns, z_dim)).to(torch.float32))
+
+    def save_reals(self, dataset: ImageDataset, path: Path) -> None:
+        """Write the sheet of real images."""
+        write_png(path, tile(dataset.images(self.indices), self.columns))
+
+    @torch.no_grad()
+    def save_fakes(self, G: Generator, labels: torch.Tensor, batch: int, path: Path) -> None:
+        """Write the sheet of generated images. `labels`: `[rows * columns, c_dim]` on G's device."""
+        chunks = zip(self.z.to(labels.device).split(batch), labels.split(batch), strict=True)
+        ws = torch.cat([G.mapping(z, c) for z, c in chunks])
+        write_png(path, tile(np.stack(list(synthesize(G, ws, batch))), self.columns))
+
+
+def _rows_by_label(dataset: ImageDataset, rows: int, columns: int, rng: np.random.RandomState) -> np.ndarray:
+    """Random images; in a labelled set each row shows one label, the labels taking turns."""
+    _, label_of = dataset.label_table()
+    groups = [rng.permutation(np.flatnonzero(label_of == label)) for label in np.unique(label_of)]
+    if len(groups) == 1:
+        return np.resize(groups[0], rows * columns)
+    chosen = []
+    for row in range(rows):
+        group = groups[row % len(groups)]
+        chosen.append(np.resize(np.roll(group, -(row // len(groups)) * columns), columns))
+    return np.concatenate(chosen)

@@ -1,0 +1,63 @@
+"""The folder of a run, and finding it again."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from gan.config import TrainConfig
+from gan.errors import GanError
+from gan.files import explain_os_error, write_text
+
+OPTIONS_FILE = "training_options.json"
+STATE_FILE = "training-state.pt"
+
+
+def create(outdir: str | Path, config: TrainConfig) -> Path:
+    """Make `00003-metfaces-auto1` with the next free number, holding the options. Raises GanError if it cannot be."""
+    outdir = Path(outdir)
+    try:
+        outdir.mkdir(parents=True, exist_ok=True)
+        while True:
+            taken = [int(match[1]) for p in outdir.iterdir() if (match := re.match(r"(\d{5})", p.name))]
+            run_dir = outdir / f"{max(taken, default=-1) + 1:05d}-{config.desc}"
+            try:
+                run_dir.mkdir()
+                break
+            except FileExistsError:  # another run took the number in the meantime
+                continue
+    except OSError as error:
+        raise explain_os_error(error, outdir) from error
+    write_options(run_dir, config)
+    return run_dir
+
+
+def write_options(run_dir: Path, config: TrainConfig) -> None:
+    """Write the options that `read_options` reads."""
+    write_text(run_dir / OPTIONS_FILE, config.to_json())
+
+
+def read_options(run_dir: Path) -> TrainConfig:
+    """The configuration of a run. Raises GanError if the folder is not one."""
+    path = run_dir / OPTIONS_FILE
+    try:
+        return TrainConfig.from_json(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise GanError(f"{run_dir}: not a run folder ({OPTIONS_FILE} cannot be read)") from error
+
+
+def newest(outdir: str | Path) -> Path:
+    """The run with the highest number under `outdir`. Raises GanError if there is none."""
+    runs = [p.parent for p in Path(outdir).glob(f"[0-9][0-9][0-9][0-9][0-9]-*/{OPTIONS_FILE}")]
+    if not runs:
+        raise GanError(f"--outdir {outdir}: holds no run to continue; start one with --data DATASET")
+    return max(runs, key=lambda run: run.name[:5])
+
+
+def newest_snapshot(outdir: str | Path) -> Path:
+    """The newest snapshot of the newest run under `outdir` that has one. Raises GanError if there is none."""
+    snapshots = Path(outdir).glob("[0-9][0-9][0-9][0-9][0-9]-*/network-snapshot-[0-9]*.pkl")
+    try:
+        return max(snapshots, key=lambda p: (p.parent.name[:5], p.name))
+    except ValueError:
+        raise GanError(f"{outdir}: holds no snapshot yet; train first, or name one with --network FILE") from None
