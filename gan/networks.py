@@ -194,12 +194,13 @@ class MappingNetwork(_Recorded):
     ) -> torch.Tensor:
         """Map, track the mean in training mode unless told not to, broadcast, truncate (arXiv 1812.04948, app. B)."""
         inputs = []
+        dtype = self.fc0.weight.dtype
         if self.z_dim > 0 and z is not None:
-            inputs.append(normalize_2nd_moment(z.to(torch.float32)))
+            inputs.append(normalize_2nd_moment(z.to(dtype)))
         if self.c_dim > 0:
             if c is None:
                 raise ValueError(f"this network is conditional: give labels c of shape [N, {self.c_dim}]")
-            inputs.append(normalize_2nd_moment(self.embed(c.to(torch.float32))))
+            inputs.append(normalize_2nd_moment(self.embed(c.to(dtype))))
         x = torch.cat(inputs, dim=1)
         for i in range(self.num_layers):
             x = getattr(self, f"fc{i}")(x)
@@ -303,17 +304,23 @@ class _Block(_Recorded):
 
     use_fp16: bool
     channels_last: bool
+    conv1: torch.nn.Module
     half_dtype: torch.dtype | None = None  # None: by device
+
+    @property
+    def full_dtype(self) -> torch.dtype:
+        """Full precision: that of the parameters, float32 unless a caller made them float64."""
+        return self.conv1.weight.dtype  # type: ignore[return-value]
 
     def compute_dtype(self, device: torch.device, force_fp32: bool) -> torch.dtype:
         """The dtype of this block's convolutions on `device`."""
         if force_fp32 or not self.use_fp16:
-            return torch.float32
-        return self.half_dtype or _HALF_DTYPE.get(device.type, torch.float32)
+            return self.full_dtype
+        return self.half_dtype or _HALF_DTYPE.get(device.type, self.full_dtype)
 
     def memory_format(self, device: torch.device, dtype: torch.dtype) -> torch.memory_format:
         """The layout of this block's activations: on a CPU the one that its convolutions are fastest in."""
-        if device.type == "cpu" or (self.channels_last and dtype != torch.float32):
+        if device.type == "cpu" or (self.channels_last and dtype != self.full_dtype):
             return torch.channels_last
         return torch.contiguous_format
 
@@ -397,7 +404,7 @@ class SynthesisBlock(_Block):
         if img is not None:
             img = upfirdn2d.upsample2d(img, self.resample_filter)
         if self.num_torgb:
-            rgb = self.torgb(x, next(w)).to(torch.float32)
+            rgb = self.torgb(x, next(w)).to(self.full_dtype)
             img = rgb if img is None else img + rgb
         return x, img
 
@@ -439,7 +446,7 @@ class SynthesisNetwork(_Recorded):
             raise ValueError(f"ws must be [N, {self.num_ws}, {self.w_dim}], not {list(ws.shape)}")
         if noise_mode not in ("random", "const", "none"):
             raise ValueError(f"noise_mode must be random, const or none, not {noise_mode!r}")
-        ws = ws.to(torch.float32)
+        ws = ws.to(self.b4.full_dtype)
         x = img = None
         first = 0
         for res in self.block_resolutions:
@@ -578,7 +585,7 @@ class MinibatchStdLayer(_Recorded):
 
 
 class DiscriminatorEpilogue(_Recorded):
-    """The last layers of the discriminator, at 4x4, in float32."""
+    """The last layers of the discriminator, at 4x4, in full precision."""
 
     def __init__(
         self,
@@ -607,10 +614,11 @@ class DiscriminatorEpilogue(_Recorded):
     def forward(
         self, x: torch.Tensor, img: torch.Tensor | None, cmap: torch.Tensor | None, num_batches: int = 1
     ) -> torch.Tensor:
-        x = x.to(dtype=torch.float32, memory_format=torch.contiguous_format)
+        dtype = self.out.weight.dtype
+        x = x.to(dtype=dtype, memory_format=torch.contiguous_format)
         if self.architecture == "skip":
             assert img is not None
-            x = x + self.fromrgb(img.to(torch.float32))
+            x = x + self.fromrgb(img.to(dtype))
         if self.mbstd is not None:
             x = self.mbstd(x, num_batches)
         x = self.fc(self.conv(x).flatten(1))

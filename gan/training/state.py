@@ -117,7 +117,8 @@ def read_state(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise GanError(f"{path}: no such file; the run was stopped before its first save, start it anew") from error
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise GanError(f"{path}: damaged or not a training state ({str(error).splitlines()[0]})") from error
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise GanError(f"{path}: damaged or not a training state ({reason})") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise GanError(f"{path}: not a training state that this version can continue")
     return content

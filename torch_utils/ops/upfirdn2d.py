@@ -215,11 +215,13 @@ def _fir(
         stuffed = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout).zero_()
         stuffed[:, :, top : top + h * uy : uy, left : left + w * ux : ux] = x
         x, padding = stuffed, (min(x0, 0), min(x1, 0), min(y0, 0), min(y1, 0))
-    if any(padding):
+    x0, x1, y0, y1 = padding
+    symmetric = x0 == x1 >= 0 and y0 == y1 >= 0  # the convolution pads by itself, without another copy
+    if not symmetric:
         x = F.pad(x, padding)
     weight = f if flip_filter else f.flip([0, 1])
     weight = (weight * gain).to(x.dtype).expand(c, 1, *f.shape)
-    return F.conv2d(x, weight, stride=(down[1], down[0]), groups=c)
+    return F.conv2d(x, weight, stride=(down[1], down[0]), padding=(y0, x0) if symmetric else 0, groups=c)
 
 
 def pair(value: int | Sequence[int], name: str) -> Pair:

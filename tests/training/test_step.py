@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gan.config import DataInfo, TrainConfig, TrainOptions, resolve
+from gan.data.loader import LabelTable
+from gan.training.gradients import FlatGradients
+from gan.training.state import TrainingState
+from gan.training.step import TrainStep, make_phases
+
+IMAGES = 40
+SMALL = {"cbase": 128, "cmax": 8, "map_depth": 2, "precision": "fp32", "batch": 16}
+
+
+def tiny_config(**options: object) -> TrainConfig:
+    merged = TrainOptions(data="x", **{**SMALL, **options})  # type: ignore[arg-type]
+    return resolve(merged, DataInfo("x", "x", IMAGES, 16, 3))
+
+
+def make_step(config: TrainConfig) -> TrainStep:
+    state = TrainingState(config, torch.device("cpu"))
+    labels = LabelTable(torch.zeros([1, 0]), torch.zeros([IMAGES], dtype=torch.long))
+    return TrainStep(state, config, labels)
+
+
+def batch_of(config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, [config.batch_size, 3, 16, 16], dtype=torch.uint8, generator=generator)
+    return images, torch.arange(config.batch_size) % IMAGES
+
+
+def phase_gradients(config: TrainConfig, name: str) -> torch.Tensor:
+    """The flat gradient that a phase of the first batch hands to its optimiser."""
+    step = make_step(config)
+    for network in (step.state.G, step.state.D):
+        network.double()
+    grads = {"G": FlatGradients(step.state.G.parameters()), "D": FlatGradients(step.state.D.parameters())}
+    phase = next(p for p in make_phases(step.state, config) if p.name == name)
+    flat = grads["G" if name.startswith("G") else "D"]
+    idle = torch.optim.SGD(phase.network.parameters(), lr=0.0)
+    phase = dataclasses.replace(phase, gradients=flat, optimizer=idle)
+    images, indices = batch_of(config)
+    torch.manual_seed(3)
+    step._run(phase, images.double() / 127.5 - 1, step.labels.take(indices))
+    for parameter_name, parameter in phase.network.named_parameters():
+        if parameter_name.endswith("noise_strength"):  # depends on noise that every round draws anew
+            parameter.grad.zero_()  # type: ignore[union-attr]
+    return flat.flat.clone()
+
+
+@pytest.mark.parametrize("name", ["Gmain", "Dmain", "Dreg"])
+@pytest.mark.parametrize("batch_gpu", [8, 4])
+def test_accumulated_micro_batches_equal_the_big_batch(name: str, batch_gpu: int) -> None:
+    options = {"aug": "noaug", "mbstd_group": 4}
+    whole = phase_gradients(tiny_config(**options), name)
+    parts = phase_gradients(tiny_config(**options, batch_gpu=batch_gpu), name)
+    assert whole.abs().max() > 0
+    torch.testing.assert_close(parts, whole, rtol=1e-10, atol=1e-12 * float(whole.abs().max()))
+
+
+def test_path_length_micro_batches_share_the_mean_up_to_its_one_percent() -> None:
+    # Each round's penalty is taken about the mean moved by its own lengths, which weigh 1 % in it.
+    state = make_step(tiny_config(aug="noaug")).state
+    assert float(state.pl_mean) == 0
+    means = []
+    for batch_gpu in (16, 4):
+        step = make_step(tiny_config(aug="noaug", batch_gpu=batch_gpu))
+        step(*batch_of(step.config))
+        means.append(float(step.state.pl_mean))
+    assert means[0] > 0
+    assert means[1] == pytest.approx(means[0], rel=0.3)  # random noise images of other rounds
+
+
+def test_nonfinite_gradients_are_replaced_and_counted() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(5))
+    grads = FlatGradients([parameter])
+    assert parameter.grad is not None
+    parameter.grad.copy_(torch.tensor([1.0, float("nan"), float("inf"), -float("inf"), -2.0]))
+    assert float(grads.guard()) == 3
+    assert parameter.grad.tolist() == [1.0, 0.0, 1e5, -1e5, -2.0]
+
+
+class NoHostReads(TorchDispatchMode):
+    """Fails on whatever would wait for a GPU: reading a value, and shapes that depend on values."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = func.__name__.split(".")[0]
+        assert name not in self.FORBIDDEN, f"the step reads from the device: {func}"
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_step_reads_nothing_from_the_device() -> None:
+    config = tiny_config(augpipe="bgcfnc")
+    step = make_step(config)
+    for _ in range(4):  # all phases and an adjustment of p
+        with NoHostReads():
+            step(*batch_of(config))
+    assert step.state.progress.nimg == 4 * config.batch_size
+
+
+def test_the_guard_of_that_test_works() -> None:
+    with pytest.raises(AssertionError, match="reads from the device"), NoHostReads():
+        torch.ones([]).item()
+
+
+def test_phases_without_weight_are_left_out() -> None:
+    step = make_step(tiny_config(gamma=0))
+    assert [phase.name for phase in step.phases] == ["Gmain", "Greg", "Dmain"]
+
+
+def test_only_the_phase_s_network_changes() -> None:
+    config = tiny_config()
+    step = make_step(config)
+    before = {name: p.clone() for name, p in step.state.D.named_parameters()}
+    images, indices = batch_of(config)
+    step._run(step.phases[0], images.float() / 127.5 - 1, step.labels.take(indices))
+    assert all(torch.equal(before[name], p) for name, p in step.state.D.named_parameters())
+    assert not any(p.requires_grad for net in (step.state.G, step.state.D) for p in net.parameters())
+
+
+def test_p_follows_the_signs_and_stays_within_its_bound() -> None:
+    config = tiny_config(p_max=0.5)
+    step = make_step(config)
+    assert step.state.augment is not None
+    step.state.augment.p.fill_(0.499)
+    step.state.ada_signs.copy_(torch.tensor([50.0, 50.0]))  # D is sure of all reals: r_t = 1 > target
+    config = dataclasses.replace(config, augment=dataclasses.replace(config.augment, ada_kimg=1))
+    step.config = config
+    step._adjust_augment()
+    assert float(step.state.augment.p) == pytest.approx(0.5)
+    assert step.state.ada_signs.tolist() == [0, 0]
+    step.state.ada_signs.copy_(torch.tensor([-50.0, 50.0]))
+    step._adjust_augment()
+    assert float(step.state.augment.p) == pytest.approx(0.5 - 16 * 4 / 1000)
+
+
+def test_frozen_layers_of_d_stay_as_they_were() -> None:
+    config = tiny_config(freezed=2)
+    step = make_step(config)
+    frozen = step.state.D.b16.conv0.weight.clone()
+    free = step.state.D.b16.conv1.weight.clone()
+    step(*batch_of(config))
+    assert torch.equal(step.state.D.b16.conv0.weight, frozen)
+    assert not torch.equal(step.state.D.b16.conv1.weight, free)
+
+
+def test_the_moving_average_follows_g() -> None:
+    config = tiny_config()
+    step = make_step(config)
+    ema_before = step.state.G_ema.synthesis.b8.conv0.weight.clone()
+    g_before = step.state.G.synthesis.b8.conv0.weight.clone()
+    step(*batch_of(config))
+    g, ema = step.state.G.synthesis.b8.conv0.weight, step.state.G_ema.synthesis.b8.conv0.weight
+    beta = 0.5 ** (16 / (16 * 0.05))  # half-life limited by the ramp-up
+    torch.testing.assert_close(ema, g + (ema_before - g) * beta)
+    assert not torch.equal(g, g_before)
+    assert torch.equal(step.state.G.mapping.w_avg, step.state.G_ema.mapping.w_avg)
+
+
+@pytest.mark.gpu
+def test_the_step_never_synchronises_on_cuda() -> None:
+    config = tiny_config()
+    state = TrainingState(config, torch.device("cuda"))
+    labels = LabelTable(torch.zeros([1, 0], device="cuda"), torch.zeros([IMAGES], dtype=torch.long, device="cuda"))
+    step = TrainStep(state, config, labels)
+    images, indices = (t.cuda() for t in batch_of(config))
+    step(images, indices)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(4):
+            step(images, indices)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
