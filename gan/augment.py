@@ -151,7 +151,7 @@ class AugmentPipe(torch.nn.Module):
         return inverse
 
     def _angle(self, draw: Draws) -> torch.Tensor:
-        """One of the two rotations `[N]`: either happens with probability rotate * p if each does with 1 - sqrt(...)."""
+        """One of the two rotations `[N]`, so probable that either happens with probability rotate * p."""
         gate = draw.raw_gate(1 - (1 - self.rotate * self.p).clamp(0, 1).sqrt())
         return draw.choose(gate, (draw.uniform() * 2 - 1) * (math.pi * self.rotate_max), 0)
 
@@ -340,7 +340,7 @@ def on_both_axes(images: torch.Tensor, operation: Callable[[torch.Tensor], torch
 
 
 def _upsampled_period(rows: torch.Tensor, lowpass: torch.Tensor) -> torch.Tensor:
-    """One period of the rows continued by reflection, upsampled by 2: `[N, C, H, W]` -> `[N, C, 4 * (H - 1) + 1, W]`."""
+    """One period of the rows continued by reflection, upsampled by 2: H rows become 4 * (H - 1) + 1."""
     size = rows.shape[2]
     margin = (lowpass.shape[0] // 2 + 1) // 2  # input pixels that the filter sees beyond the period
     extended = torch.arange(-margin, 2 * (size - 1) + margin + 1, device=rows.device)

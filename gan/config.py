@@ -56,6 +56,7 @@ class Preset:
     pl_weight: float = 2
     style_mixing_prob: float = 0.9
     d_architecture: str = "resnet"
+    aug: str = "ada"
     ada_kimg: int = 500
     tick_kimg: float = 4
     snap: int = 50
@@ -92,21 +93,23 @@ PRESETS = {
         d_architecture="orig",
     ),
 }
-# What `--demo` takes instead of a preset of --cfg: a network small enough to learn simple pictures on a laptop.
+# What `--demo` takes instead of a preset of --cfg: small enough to learn simple pictures of 32x32 in minutes on a
+# laptop. No augmentation, because p would hardly leave 0 in so short a run, and no path length regularisation.
 DEMO_PRESET = Preset(
     ref_gpus=1,
-    kimg=16,
+    kimg=26,
     batch=16,
-    channel_base=1024,
+    channel_base=2048,
     channel_max=64,
-    lr=0.004,
-    gamma=0.1,
+    lr=0.0025,
+    gamma=0.01,
     ema_kimg=0.5,
     ema_rampup=0.05,
     mapping_layers=2,
     pl_weight=0,
-    tick_kimg=1,
-    snap=4,
+    aug="noaug",
+    tick_kimg=2,
+    snap=6,
 )
 
 
@@ -130,7 +133,7 @@ class TrainOptions:
     kimg: int | None = _opt(None, "Length of the run in thousands of images shown to the discriminator")
     batch: int | None = _opt(None, "Images per optimiser step, over all processes")
     batch_gpu: int | None = _opt(None, "Images per process at a time; smaller needs less memory, same result")
-    aug: str = _opt("ada", "Augmentation: ada adapts its probability, fixed keeps --p, noaug has none")
+    aug: str | None = _opt(None, "Augmentation: ada adapts its probability, fixed keeps --p, noaug has none")
     p: float | None = _opt(None, "Augmentation probability for --aug fixed")
     target: float | None = _opt(None, "Target of --aug ada for the mean sign of D on real images  [default: 0.6]")
     augpipe: str = _opt("bgc", "Which augmentations: b blit, g geometric, c colour, f filter, n noise, c cutout")
@@ -141,7 +144,7 @@ class TrainOptions:
     tick: float | None = _opt(None, "Thousands of images between status lines  [default: 4]")
     seed: int = _opt(0, "Random seed of the run")
     fp32: bool = _opt(False, "The same as --precision fp32")
-    workers: int = _opt(2, "Processes that read images ahead of training")
+    workers: int | None = _opt(None, "Processes that read images ahead  [default: 2 with a GPU, 0 without]")
     desc: str | None = _opt(None, "Text to add to the name of the run folder")
     glr: float | None = _opt(None, "Learning rate of G")
     dlr: float | None = _opt(None, "Learning rate of D")
@@ -292,7 +295,7 @@ class TrainConfig:
     tick_kimg: float
     snap: int
     seed: int
-    workers: int
+    workers: int | None
     device: str
     precision: str
     tf32: bool
@@ -377,7 +380,7 @@ def check_options(options: TrainOptions) -> list[str]:
     ):
         require(flag, value, value is None or value >= 1, "must be a whole number from 1 on")
     for flag, value in (("--freezed", o.freezed), ("--seed", o.seed), ("--workers", o.workers)):
-        require(flag, value, value >= 0, "must be a whole number from 0 on")
+        require(flag, value, value is None or value >= 0, "must be a whole number from 0 on")
     for flag, rate in (("--glr", o.glr), ("--dlr", o.dlr), ("--tick", o.tick)):
         require(flag, rate, rate is None or rate > 0, "must be greater than 0")
     require("--gamma", o.gamma, o.gamma is None or o.gamma >= 0, "must be at least 0")
@@ -385,14 +388,15 @@ def check_options(options: TrainOptions) -> list[str]:
         require(flag, share, share is None or 0 <= share <= 1, "must be from 0 to 1")
     require("--target", o.target, o.target is None or -1 <= o.target <= 1, "must be from -1 to 1; 0.6 is usual")
 
-    if o.aug == "fixed" and o.p is None:
+    aug = o.aug or _preset(o).aug
+    if aug == "fixed" and o.p is None:
         problems.append("--aug fixed needs a probability; add --p 0.2, for example")
-    if o.aug != "fixed" and o.p is not None:
-        problems.append(f"--p {o.p} goes with --aug fixed only, not --aug {o.aug}; leave it out or add --aug fixed")
-    if o.aug != "ada" and o.target is not None:
-        problems.append(f"--target {o.target} goes with --aug ada only, not --aug {o.aug}; leave it out")
-    if o.aug == "noaug" and o.augpipe != _default("augpipe"):
-        problems.append(f"--augpipe {o.augpipe} contradicts --aug noaug; leave one of them out")
+    if aug != "fixed" and o.p is not None:
+        problems.append(f"--p {o.p} goes with --aug fixed only, not --aug {aug}; leave it out or add --aug fixed")
+    if aug != "ada" and o.target is not None:
+        problems.append(f"--target {o.target} goes with --aug ada only, not --aug {aug}; leave it out")
+    if aug == "noaug" and o.augpipe != _default("augpipe"):
+        problems.append(f"--augpipe {o.augpipe} needs augmentation, but --aug is noaug; change one of them")
     if o.demo and o.cfg != _default("cfg"):
         problems.append(f"--demo is a preset of its own; leave out --cfg {o.cfg}")
     if o.fp32 and o.precision not in ("auto", "fp32"):
@@ -407,7 +411,11 @@ def check_resume_name(resume: str) -> str | None:
     if Path(resume).exists() or resume in PRETRAINED or "://" in resume:
         return None
     close = difflib.get_close_matches(resume, PRETRAINED, n=1)
-    hint = f"; did you mean {close[0]}?" if close else f"; give a run folder, a snapshot, or one of {', '.join(PRETRAINED)}"
+    hint = (
+        f"; did you mean {close[0]}?"
+        if close
+        else f"; give a run folder, a snapshot, or one of {', '.join(PRETRAINED)}"
+    )
     return f"--resume {resume}: no such file or folder{hint}"
 
 
@@ -417,7 +425,7 @@ def resolve(options: TrainOptions, data: DataInfo) -> TrainConfig:
     Raises UsageError with every problem, those of `check_options` included.
     """
     o = options
-    preset = DEMO_PRESET if o.demo else PRESETS[o.cfg]
+    preset = _preset(o)
     problems = check_options(o)
     if o.subset is not None and o.subset > data.num_images:
         problems.append(f"--subset {o.subset}: {data.path} holds {data.num_images} images; give at most that many")
@@ -480,7 +488,9 @@ def resolve(options: TrainOptions, data: DataInfo) -> TrainConfig:
     )
     problems = check_division(config)
     if config.network.channel_base < res:
-        problems.append(f"--cbase {config.network.channel_base}: leaves no channels at {res}x{res}; give at least {res}")
+        problems.append(
+            f"--cbase {config.network.channel_base}: leaves no channels at {res}x{res}; give at least {res}"
+        )
     if problems:
         raise UsageError(problems)
     return config
@@ -495,11 +505,15 @@ def check_division(config: TrainConfig) -> list[str]:
     if batch_gpu > share or share % batch_gpu != 0:
         divisors = [d for d in range(1, share + 1) if share % d == 0]
         shown = ", ".join(map(str, divisors[-6:]))
-        return [f"--batch-gpu {batch_gpu} does not divide --batch {batch} / --gpus {gpus} = {share}; try one of {shown}"]
+        return [
+            f"--batch-gpu {batch_gpu} does not divide --batch {batch} / --gpus {gpus} = {share}; try one of {shown}"
+        ]
     group = min(config.network.mbstd_group_size, batch_gpu)
     if batch_gpu % group != 0:
         remedy = f"try {_multiples(batch_gpu, group)}, or --mbstd-group {_largest_divisor(batch_gpu, group)}"
-        return [f"--batch-gpu {batch_gpu} is not divisible by --mbstd-group {config.network.mbstd_group_size}; {remedy}"]
+        return [
+            f"--batch-gpu {batch_gpu} is not divisible by --mbstd-group {config.network.mbstd_group_size}; {remedy}"
+        ]
     return []
 
 
@@ -513,8 +527,8 @@ def describe(o: TrainOptions, name: str) -> str:
     for key, value in (("gamma", o.gamma), ("kimg", o.kimg), ("batch", o.batch)):
         if value is not None:
             parts.append(f"{key}{value:g}")
-    if o.aug != "ada":
-        parts.append(o.aug)
+    if o.aug not in (None, "ada"):
+        parts.append(str(o.aug))
     for key, share in (("p", o.p), ("target", o.target)):
         if share is not None:
             parts.append(f"{key}{share:g}")
@@ -530,14 +544,19 @@ def describe(o: TrainOptions, name: str) -> str:
 
 
 def _augment_config(o: TrainOptions, preset: Preset) -> AugmentConfig:
-    multipliers = None if o.aug == "noaug" else dict.fromkeys(AUGMENT_PIPES[o.augpipe], 1)
+    aug = o.aug or preset.aug
+    multipliers: dict[str, float] | None = None if aug == "noaug" else dict.fromkeys(AUGMENT_PIPES[o.augpipe], 1)
     return AugmentConfig(
-        multipliers=multipliers,  # type: ignore[arg-type]
-        target=_first(o.target, 0.6) if o.aug == "ada" else None,
+        multipliers=multipliers,
+        target=_first(o.target, 0.6) if aug == "ada" else None,
         initial_p=o.p if o.p is not None else 0.0,
         ada_kimg=100 if o.resume else preset.ada_kimg,
         p_max=o.p_max,
     )
+
+
+def _preset(o: TrainOptions) -> Preset:
+    return DEMO_PRESET if o.demo else PRESETS[o.cfg]
 
 
 def _default(name: str) -> Any:

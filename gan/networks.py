@@ -9,7 +9,7 @@ Shapes: N batch, C channels, L = num_ws style inputs of the synthesis network, D
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -70,10 +70,13 @@ def modulated_conv2d(
     return x if noise is None else x + noise.to(x.dtype)
 
 
+_Module = TypeVar("_Module", bound="_Recorded")
+
+
 class _Recorded(torch.nn.Module):
     """A module that remembers its constructor arguments, which a snapshot stores beside the tensors."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> _Recorded:
+    def __new__(cls: type[_Module], *args: Any, **kwargs: Any) -> _Module:
         module = super().__new__(cls)
         module.__dict__["_init_args"] = args
         module.__dict__["_init_kwargs"] = kwargs
@@ -82,6 +85,9 @@ class _Recorded(torch.nn.Module):
 
 class FullyConnectedLayer(_Recorded):
     """Linear layer with equalised learning rate (arXiv 1710.10196, section 4.1). `[N, in]` -> `[N, out]`."""
+
+    weight: torch.nn.Parameter
+    bias: torch.nn.Parameter | None
 
     def __init__(
         self,
@@ -101,7 +107,7 @@ class FullyConnectedLayer(_Recorded):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         w = (self.weight * self.weight_gain).to(x.dtype)
-        b = self.bias
+        b: torch.Tensor | None = self.bias
         if b is not None:
             b = (b * self.bias_gain if self.bias_gain != 1 else b).to(x.dtype)
         if self.activation == "linear":
@@ -111,6 +117,10 @@ class FullyConnectedLayer(_Recorded):
 
 class Conv2dLayer(_Recorded):
     """Convolution with equalised learning rate, optional resampling, bias and activation."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    resample_filter: torch.Tensor
 
     def __init__(
         self,
@@ -154,6 +164,10 @@ class MappingNetwork(_Recorded):
 
     With num_ws None the result is not broadcast: `[N, D]`. Either input may have zero columns.
     """
+
+    fc0: FullyConnectedLayer
+    embed: FullyConnectedLayer
+    w_avg: torch.Tensor
 
     def __init__(
         self,
@@ -228,6 +242,9 @@ class MappingNetwork(_Recorded):
 class SynthesisLayer(_Recorded):
     """Modulated 3x3 convolution with noise, bias and activation."""
 
+    noise_const: torch.Tensor
+    resample_filter: torch.Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -271,9 +288,7 @@ class SynthesisLayer(_Recorded):
             flip_weight=self.up == 1,
         )
         clamp = self.conv_clamp * gain if self.conv_clamp is not None else None
-        return bias_act.bias_act(
-            x, self.bias.to(x.dtype), act=self.activation, gain=self.act_gain * gain, clamp=clamp
-        )
+        return bias_act.bias_act(x, self.bias.to(x.dtype), act=self.activation, gain=self.act_gain * gain, clamp=clamp)
 
 
 class ToRGBLayer(_Recorded):
@@ -304,13 +319,14 @@ class _Block(_Recorded):
 
     use_fp16: bool
     channels_last: bool
-    conv1: torch.nn.Module
+    conv1: SynthesisLayer | Conv2dLayer
+    resample_filter: torch.Tensor
     half_dtype: torch.dtype | None = None  # None: by device
 
     @property
     def full_dtype(self) -> torch.dtype:
         """Full precision: that of the parameters, float32 unless a caller made them float64."""
-        return self.conv1.weight.dtype  # type: ignore[return-value]
+        return self.conv1.weight.dtype
 
     def compute_dtype(self, device: torch.device, force_fp32: bool) -> torch.dtype:
         """The dtype of this block's convolutions on `device`."""
@@ -411,6 +427,8 @@ class SynthesisBlock(_Block):
 
 class SynthesisNetwork(_Recorded):
     """Intermediate latents to images: ws `[N, L, D]` -> `[N, img_channels, R, R]` float32, about [-1, 1]."""
+
+    b4: SynthesisBlock
 
     def __init__(
         self,
@@ -529,7 +547,7 @@ class DiscriminatorBlock(_Block):
                 **kwargs,
             )
 
-        active = {"activation": activation, "conv_clamp": conv_clamp}
+        active: dict[str, Any] = {"activation": activation, "conv_clamp": conv_clamp}
         if in_channels == 0 or architecture == "skip":
             self.fromrgb = layer(img_channels, tmp_channels, 1, **active)
         self.conv0 = layer(tmp_channels, tmp_channels, 3, **active)
@@ -653,7 +671,11 @@ class Discriminator(_Recorded):
             cmap_dim = _channels(4, channel_base, channel_max)
         if c_dim == 0:
             cmap_dim = 0
-        common = {"img_channels": img_channels, "architecture": architecture, "conv_clamp": conv_clamp}
+        common: dict[str, Any] = {
+            "img_channels": img_channels,
+            "architecture": architecture,
+            "conv_clamp": conv_clamp,
+        }
         first_layer_idx = 0
         for res in self.block_resolutions:
             channels = _channels(res, channel_base, channel_max)
@@ -674,7 +696,11 @@ class Discriminator(_Recorded):
                 z_dim=0, c_dim=c_dim, w_dim=cmap_dim, num_ws=None, w_avg_beta=None, **(mapping_kwargs or {})
             )
         self.b4 = DiscriminatorEpilogue(
-            _channels(4, channel_base, channel_max), cmap_dim=cmap_dim, resolution=4, **(epilogue_kwargs or {}), **common
+            _channels(4, channel_base, channel_max),
+            cmap_dim=cmap_dim,
+            resolution=4,
+            **(epilogue_kwargs or {}),
+            **common,
         )
 
     def forward(

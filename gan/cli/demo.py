@@ -14,7 +14,7 @@ _SEEDS = "0-35"
 
 
 @click.command(cls=Command, context_settings={"max_content_width": 120})
-@click.option("--dir", "folder", cls=Option, default="demo", show_default=True, metavar="DIR", help="Folder for all of it")
+@click.option("--dir", "folder", cls=Option, default="demo", show_default=True, metavar="DIR", help="Folder for it all")
 @click.option("--kimg", cls=Option, type=int, help="Train longer or shorter than the few minutes of the preset")
 def demo(folder: str, kimg: int | None) -> None:
     """Draw a few thousand little landscapes, pack them, train on them for minutes, and sample the result.
@@ -24,7 +24,7 @@ def demo(folder: str, kimg: int | None) -> None:
     begin = time.monotonic()
     root = Path(folder)
     data, runs, out = root / "landscapes.zip", root / "training-runs", root / "out"
-    _run("dataset_tool.py", "--source", "demo", "--dest", data, "--resolution", "64x64")
+    _run("dataset_tool.py", "--source", "demo", "--dest", data, "--resolution", "32x32")
     longer = [] if kimg is None else ["--kimg", kimg]
     _run("train.py", "--demo", "--data", data, "--outdir", runs, *longer)
 
@@ -58,7 +58,7 @@ def _run(script: str, *arguments: object) -> None:
     from gan.cli import main
 
     args = [str(argument) for argument in arguments]
-    click.echo(f"\n$ python {script} {shlex.join(args)}", nl=True)
+    click.echo(f"\n$ python {script} {shlex.join(args)}")
     command = main.get_command(click.Context(main), script.removesuffix(".py").replace("_", "-"))
     assert command is not None
     with command.make_context(script, args, parent=None) as ctx:

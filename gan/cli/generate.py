@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,12 +11,28 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gan.cli.command import Command, Option, problems_of
+from gan.config import DEVICES, TrainOptions
 from gan.errors import GanError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
     from gan.networks import Generator
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to sample."""
+
+    path: str
+    seeds: list[int] | None
+    projected_w: str | None
+    class_idx: int | None
+    trunc: float
+    noise_mode: str
+    outdir: Path
+    batch: int
+    device: str
 
 
 class SeedsType(click.ParamType):
@@ -54,7 +71,7 @@ class SeedsType(click.ParamType):
 @click.option("--projected-w", cls=Option, metavar="FILE", help="An .npz with w, to render instead of seeds")
 @click.option("--outdir", cls=Option, default="out", show_default=True, metavar="DIR", help="Folder for the pictures")
 @click.option("--batch", cls=Option, type=int, default=16, show_default=True, help="Pictures computed at a time")
-@click.option("--device", cls=Option, type=click.Choice(["auto", "cuda", "mps", "cpu"]), default="auto", show_default=True)
+@click.option("--device", cls=Option, type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.pass_context
 def generate(
     ctx: click.Context,
@@ -83,15 +100,14 @@ def generate(
     if batch is not None and batch < 1:
         problems.append(f"--batch {batch}: must be a whole number from 1 on")
     path = _chosen_network(network, problems)
-    if path is not None:
-        G = _open(path, problems)
+    G = _open(path, problems) if path is not None else None
     if problems or path is None or G is None:
         raise UsageError(problems)
-    _render(G, path, seeds, projected_w, class_idx, float(trunc or 0), str(noise_mode), Path(str(outdir)), int(batch or 1), str(device))
+    assert trunc is not None and noise_mode and outdir and batch and device  # noqa: PT018
+    _render(G, Request(path, seeds, projected_w, class_idx, trunc, noise_mode, Path(outdir), batch, device))
 
 
 def _chosen_network(network: str | None, problems: list[str]) -> str | None:
-    from gan.config import TrainOptions
     from gan.training import run_folder
 
     if network is not None:
@@ -117,18 +133,7 @@ def _open(path: str, problems: list[str]) -> Generator | None:
     return G
 
 
-def _render(
-    G: Generator,
-    path: str,
-    seeds: list[int] | None,
-    projected_w: str | None,
-    class_idx: int | None,
-    trunc: float,
-    noise_mode: str,
-    outdir: Path,
-    batch: int,
-    device_name: str,
-) -> None:
+def _render(G: Generator, request: Request) -> None:
     """Compute and write the pictures, PNG encoding beside the synthesis."""
     import numpy as np
 
@@ -136,29 +141,27 @@ def _render(
     from gan.latent.sampling import synthesize, tile
     from gan.training.devices import choose_device
 
-    device = choose_device(device_name)
+    device, outdir = choose_device(request.device), request.outdir
     G = G.to(device)
-    label = _label(G, class_idx, path)
-    if projected_w is not None:
-        ws = _load_ws(projected_w, G)
+    if request.projected_w is not None:
+        ws = _load_ws(request.projected_w, G)
         names = [f"proj{i:02d}.png" for i in range(len(ws))]
     else:
-        assert seeds is not None
-        ws = _map_seeds(G, seeds, label, trunc, batch)
-        names = [f"seed{seed:04d}.png" for seed in seeds]
-    images = []
+        assert request.seeds is not None
+        ws = _map_seeds(G, request.seeds, _label(G, request.class_idx, request.path), request)
+        names = [f"seed{seed:04d}.png" for seed in request.seeds]
     # Half precision is for GPUs: on a CPU a picture should not depend on which one it is.
-    pictures = synthesize(G, ws.to(device), batch, noise_mode, force_fp32=device.type != "cuda")
+    pictures = synthesize(G, ws.to(device), request.batch, request.noise_mode, force_fp32=device.type != "cuda")
+    images, jobs = [], []
     with ThreadPoolExecutor() as writers:
-        jobs = []
         for name, image in zip(names, pictures, strict=True):
             jobs.append(writers.submit(write_png, outdir / name, image))
             images.append(image)
-        for job in jobs:
-            job.result()
-    columns = int(np.ceil(np.sqrt(len(images))))
-    write_png(outdir / "grid.png", tile(np.stack(images), columns))
-    click.echo(f"Wrote {len(images)} pictures of {path} to {outdir}/ and a sheet of them to {outdir / 'grid.png'}")
+    for job in jobs:
+        job.result()
+    sheet = outdir / "grid.png"
+    write_png(sheet, tile(np.stack(images), columns=int(np.ceil(np.sqrt(len(images))))))
+    click.echo(f"Wrote {len(images)} pictures of {request.path} to {outdir}/ and a sheet of them to {sheet}")
 
 
 def _label(G: Generator, class_idx: int | None, path: str) -> torch.Tensor:
@@ -176,7 +179,7 @@ def _label(G: Generator, class_idx: int | None, path: str) -> torch.Tensor:
     return label
 
 
-def _map_seeds(G: Generator, seeds: list[int], label: torch.Tensor, trunc: float, batch: int) -> torch.Tensor:
+def _map_seeds(G: Generator, seeds: list[int], label: torch.Tensor, request: Request) -> torch.Tensor:
     import numpy as np
     import torch
 
@@ -184,9 +187,10 @@ def _map_seeds(G: Generator, seeds: list[int], label: torch.Tensor, trunc: float
 
     device = G.mapping.w_avg.device
     z = torch.from_numpy(np.concatenate([seed_latent(seed, G.z_dim) for seed in seeds])).to(device)
+    labels = label.to(device).expand(len(z), -1)
     with torch.no_grad():
-        parts = [G.mapping(part, label.to(device).expand(len(part), -1), truncation_psi=trunc) for part in z.split(batch)]
-    return torch.cat(parts)
+        parts = zip(z.split(request.batch), labels.split(request.batch), strict=True)
+        return torch.cat([G.mapping(part, c, truncation_psi=request.trunc) for part, c in parts])
 
 
 def _load_ws(path: str, G: Generator) -> torch.Tensor:

@@ -55,7 +55,7 @@ def _options() -> list[click.Parameter]:
     hints = get_type_hints(TrainOptions)
     return [
         *(_option(field, hints[field.name]) for field in dataclasses.fields(TrainOptions)),
-        Option(["-n", "--dry-run", "dry_run"], is_flag=True, help="Print the resolved configuration and the plan, then exit"),
+        Option(["-n", "--dry-run", "dry_run"], is_flag=True, help="Print the configuration and the plan, then exit"),
         Option(["--json", "as_json"], is_flag=True, help="With --dry-run: print the configuration as one JSON object"),
     ]
 

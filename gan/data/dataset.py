@@ -6,6 +6,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,13 @@ class ImageDataset:
     """
 
     def __init__(
-        self, path: str | Path, *, use_labels: bool = False, subset: int | None = None, mirror: bool = False, seed: int = 0
+        self,
+        path: str | Path,
+        *,
+        use_labels: bool = False,
+        subset: int | None = None,
+        mirror: bool = False,
+        seed: int = 0,
     ) -> None:
         self.path = Path(path)
         self._files = _Files(self.path)
@@ -112,7 +119,9 @@ class ImageDataset:
         """Distinct label rows float32 `[K, label_dim]` and each image's row int64 `[images]`."""
         listed = self._files.read_json("dataset.json").get("labels")
         if not listed:
-            raise GanError(f"{self.path}: has no labels (dataset.json says none); leave out --cond, or pack it with labels")
+            raise GanError(
+                f"{self.path}: has no labels (dataset.json says none); leave out --cond, or pack it with labels"
+            )
         try:
             by_name = {str(name).replace("\\", "/"): label for name, label in listed}
         except (TypeError, ValueError) as error:
@@ -134,7 +143,9 @@ def _label_rows(labels: list[Any], names: list[str], path: Path) -> tuple[np.nda
             kind = "a class number from 0 on" if wants_class else "a list of numbers"
             raise GanError(f"{path}: the label of {name} in dataset.json is {label!r}, not {kind} as the others are")
         if is_vector and len(label) != len(labels[0]):
-            raise GanError(f"{path}: the label of {name} in dataset.json has {len(label)} numbers, not {len(labels[0])}")
+            raise GanError(
+                f"{path}: the label of {name} in dataset.json has {len(label)} numbers, not {len(labels[0])}"
+            )
     if wants_class:
         index = np.asarray(labels, dtype=np.int64)
         return np.eye(int(index.max()) + 1, dtype=np.float32), index
@@ -205,7 +216,11 @@ class _Files:
 
 def decode(data: bytes, where: str) -> np.ndarray:
     """An encoded image as uint8 `[C, H, W]`, C = 1 or 3. `where` names it in errors."""
-    image = _decode_own_png(data)
+    image = None
+    if _is_own_png(data):
+        if not _png_is_intact(data):
+            raise GanError(f"{where} is damaged (a checksum in it is wrong); remove it and pack again")
+        image = _decode_own_png(data)
     if image is None:
         try:
             with PIL.Image.open(io.BytesIO(data)) as file:
@@ -215,15 +230,28 @@ def decode(data: bytes, where: str) -> np.ndarray:
     return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
 
 
-def _decode_own_png(data: bytes) -> np.ndarray | None:
-    """Fast path for what dataset_tool.py writes: 8-bit grey or RGB PNG, not interlaced. None for everything else.
-
-    pyspng decodes these several times faster than Pillow, but takes damaged data without a word: hence the end check.
-    """
+def _is_own_png(data: bytes) -> bool:
+    """Whether it is what dataset_tool.py writes: an 8-bit grey or RGB PNG, not interlaced, nothing transparent."""
     bit_depth, colour, interlace = data[24:25], data[25:26], data[28:29]
     own = data[:8] == _PNG and bit_depth == b"\x08" and colour in (b"\x00", b"\x02") and interlace == b"\x00"
-    if not own or data[-8:-4] != b"IEND" or b"tRNS" in data[:128]:
-        return None
+    return own and b"tRNS" not in data[:128]
+
+
+def _png_is_intact(data: bytes) -> bool:
+    """Whether all chunks are there with the right checksums, which pyspng does not look at."""
+    position = len(_PNG)
+    while position + 12 <= len(data):
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
+        if zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big") or end + 4 > len(data):
+            return False
+        if data[position + 4 : position + 8] == b"IEND":
+            return True
+        position = end + 4
+    return False
+
+
+def _decode_own_png(data: bytes) -> np.ndarray | None:
+    """Decode with pyspng, several times faster than Pillow. None without it, or if it cannot."""
     try:
         import pyspng
     except ImportError:

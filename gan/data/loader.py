@@ -61,7 +61,7 @@ def batch_stream(
     """
     loader = torch.utils.data.DataLoader(
         _Batches(dataset),
-        sampler=batches(len(dataset), batch, seed, start),  # type: ignore[arg-type]  # endless: it has no length
+        sampler=batches(len(dataset), batch, seed, start),  # endless: it has no length
         batch_size=None,
         num_workers=workers,
         pin_memory=pin_memory,

@@ -93,9 +93,7 @@ def pack(
     )
 
 
-def settings_problems(
-    resolution: Size | None, transform: str, resize_filter: str, max_images: int | None
-) -> list[str]:
+def settings_problems(resolution: Size | None, transform: str, resize_filter: str, max_images: int | None) -> list[str]:
     """What is wrong with the settings of `pack`, each problem with its flag, value and remedy."""
     problems = []
     if transform not in TRANSFORMS:

@@ -26,7 +26,8 @@ def describe_plan(config: TrainConfig) -> list[str]:
         f"batch      {config.batch_size} on {config.gpus} process{'es' * (config.gpus > 1)}, {config.batch_gpu} at a "
         f"time in {rounds} round{'s' * (rounds > 1)}",
         f"networks   channels {network.channel_base}/resolution up to {network.channel_max}, mapping of "
-        f"{network.mapping_layers} layers, D {network.d_architecture}, minibatch-stddev groups of {network.mbstd_group_size}",
+        f"{network.mapping_layers} layers, D {network.d_architecture}, "
+        f"minibatch-stddev groups of {network.mbstd_group_size}",
         f"rates      G {optim.glr:g}, D {optim.dlr:g}; R1 gamma {config.loss.r1_gamma:g}; path length weight "
         f"{config.loss.pl_weight:g}; EMA over {optim.ema_kimg:g} kimg",
         f"augment    {p}",

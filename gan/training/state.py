@@ -55,7 +55,8 @@ class TrainingState:
         self.G_ema = copy.deepcopy(self.G).eval()
         self.augment = None
         if config.augment.multipliers is not None:
-            self.augment = AugmentPipe(**config.augment.multipliers).requires_grad_(False).to(device)
+            multipliers: dict[str, Any] = dict(config.augment.multipliers)
+            self.augment = AugmentPipe(**multipliers).requires_grad_(False).to(device)
             self.augment.p.fill_(config.augment.initial_p)
         optim = config.optim
         self.G_opt = _adam(self.G, optim.glr, optim.betas, optim.eps, optim.g_reg_interval)

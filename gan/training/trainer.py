@@ -115,12 +115,15 @@ class Trainer:
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         config = self.config
+        workers = config.workers
+        if workers is None:  # on a CPU they would take cores from the training that they wait for
+            workers = 0 if self.device.type == "cpu" else 2
         stream = batch_stream(
             self.dataset,
             config.batch_size,
             config.seed,
             start=self.state.progress.nimg,
-            workers=config.workers,
+            workers=workers,
             pin_memory=self.device.type == "cuda",
         )
         for images, indices in stream:
@@ -162,7 +165,8 @@ class Trainer:
         self.print(f"Data:      {data.path}: {len(self.dataset)} images, {shown}{classes}")
         self.print(f"Networks:  G {sizes[0]:.1f} M parameters, D {sizes[1]:.1f} M")
         self.print(f"Batch:     {config.batch_size}, {config.batch_gpu} at a time")
-        self.print(f"Computing: {resources.device_name(self.device)}, {precision}; PyTorch operations, no CUDA kernels yet")
+        device = resources.device_name(self.device)
+        self.print(f"Computing: {device}, {precision}; PyTorch operations, no CUDA kernels yet")
         if config.init_from and not self.resumed:
             self.print(f"Weights:   from {config.init_from}")
         self.print("Stop with Ctrl-C: the run is saved, and python train.py --resume goes on where it was")
@@ -232,21 +236,21 @@ class Trainer:
             "xflip": data.mirror,
             "resolution": data.resolution,
         }
-        networks = {"G": state.G, "D": state.D, "G_ema": state.G_ema}
-        models.save(path, **networks, augment_pipe=state.augment, training_set_kwargs=kwargs)  # type: ignore[arg-type]
+        models.save(
+            path, G=state.G, D=state.D, G_ema=state.G_ema, augment_pipe=state.augment, training_set_kwargs=kwargs
+        )
 
     def _save_state(self) -> None:
         self.state.progress.seconds = self.clock.seconds
-        save_state(self.run_dir / run_folder.STATE_FILE, self.state, {**self._tracker_state, **self._known(self.trackers)})
+        known = {name: value for name, value in self.trackers.state().items() if value is not None}
+        self._tracker_state.update(known)
+        save_state(self.run_dir / run_folder.STATE_FILE, self.state, self._tracker_state)
         self._state_saved_at = time.monotonic()
-
-    @staticmethod
-    def _known(trackers: Trackers) -> dict[str, Any]:
-        return {name: value for name, value in trackers.state().items() if value is not None}
 
     def _stop_early(self) -> bool:
         self._save_state()
-        self.print(f"Stopped at {self.state.progress.nimg / 1000:g} kimg, saved; go on with: python train.py --resume {self.run_dir}")
+        kimg = self.state.progress.nimg / 1000
+        self.print(f"Stopped at {kimg:g} kimg, saved; go on with: python train.py --resume {self.run_dir}")
         return False
 
 

@@ -37,7 +37,7 @@ class _Sample(torch.autograd.Function):
         return grid_sample_ref(x, grid)
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
         (grid,) = ctx.saved_tensors
         return _Scatter.apply(dy, grid, ctx.size) if ctx.needs_input_grad[0] else None, None
 
@@ -54,6 +54,6 @@ class _Scatter(torch.autograd.Function):
         return torch.autograd.grad(y, x, dy)[0]
 
     @staticmethod
-    def backward(ctx: Any, ddx: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, ddx: torch.Tensor) -> tuple[Any, ...]:
         (grid,) = ctx.saved_tensors
         return _Sample.apply(ddx, grid), None, None

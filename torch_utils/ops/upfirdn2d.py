@@ -179,7 +179,7 @@ class _Upfirdn2d(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
         (f,) = ctx.saved_tensors
         up, down, flip_filter, gain = ctx.call
         dx = None

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from gan import models
+from gan.cli.generate import generate
+from gan.networks import Discriminator, Generator
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(generate, [str(a) for a in arguments])
+
+
+def save_network(path: Path, c_dim: int = 0, channels: int = 3) -> Generator:
+    torch.manual_seed(0)
+    small = {"channel_base": 64, "channel_max": 8, "num_fp16_res": 4, "conv_clamp": 256}
+    G = Generator(16, c_dim, 16, 16, channels, mapping_kwargs={"num_layers": 2}, synthesis_kwargs=small).eval()
+    G.mapping.w_avg.normal_()
+    D = Discriminator(c_dim, 16, channels, channel_base=64, channel_max=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    models.save(path, G=G, D=D, G_ema=G, training_set_kwargs={})
+    return G.requires_grad_(False)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(PIL.Image.open(path)).astype(int)
+
+
+def test_seeds_give_the_pictures_that_their_latents_define(here: Path) -> None:
+    G = save_network(here / "net.pkl")
+    result = run("--network", "net.pkl", "--seeds", "0-2,7", "--trunc", 0.7, "--batch", 3, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    names = sorted(p.name for p in (here / "out").iterdir())
+    assert names == ["grid.png", "seed0000.png", "seed0001.png", "seed0002.png", "seed0007.png"]
+    z = torch.from_numpy(np.random.RandomState(7).randn(1, 16))
+    image = G(z, truncation_psi=0.7, noise_mode="const", force_fp32=True)[0]
+    expected = (image * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(pixels(here / "out/seed0007.png") - expected).max() <= 1  # batches of another size round otherwise
+    grid = pixels(here / "out/grid.png")
+    assert grid.shape == (32, 32, 3)
+    assert np.array_equal(grid[16:, 16:], pixels(here / "out/seed0007.png"))
+
+
+def test_the_newest_snapshot_is_the_default(here: Path) -> None:
+    save_network(here / "training-runs/00000-a/network-snapshot-000900.pkl")
+    save_network(here / "training-runs/00001-a/network-snapshot-000100.pkl")
+    save_network(here / "training-runs/00001-a/network-snapshot-000200.pkl")
+    result = run("--seeds", "3")
+    assert result.exit_code == 0, result.output
+    assert "00001-a/network-snapshot-000200.pkl" in result.output
+
+
+def test_classes_change_the_picture_and_are_asked_for(here: Path) -> None:
+    save_network(here / "net.pkl", c_dim=3, channels=1)
+    result = run("--network", "net.pkl", "--seeds", 0)
+    assert result.exit_code == 2
+    assert "--class: is missing; net.pkl has classes 0 to 2" in result.output
+    assert run("--network", "net.pkl", "--seeds", 0, "--class", 3).exit_code == 2
+    for chosen in (0, 1):
+        assert run("--network", "net.pkl", "--seeds", 0, "--class", chosen, "--outdir", f"c{chosen}").exit_code == 0
+    assert PIL.Image.open(here / "c0/seed0000.png").mode == "L"
+    assert not np.array_equal(pixels(here / "c0/seed0000.png"), pixels(here / "c1/seed0000.png"))
+
+
+def test_a_projected_w_is_rendered(here: Path) -> None:
+    G = save_network(here / "net.pkl")
+    ws = G.mapping(torch.from_numpy(np.random.RandomState(5).randn(1, 16)), None)
+    np.savez(here / "w.npz", w=ws.numpy())
+    assert run("--network", "net.pkl", "--projected-w", "w.npz").exit_code == 0
+    assert run("--network", "net.pkl", "--seeds", 5).exit_code == 0
+    assert np.array_equal(pixels(here / "out/proj00.png"), pixels(here / "out/seed0005.png"))
+    np.savez(here / "bad.npz", w=np.zeros([1, 3, 16]))
+    result = run("--network", "net.pkl", "--projected-w", "bad.npz")
+    assert result.exit_code == 2
+    assert "w is [1, 3, 16], this network takes [N, 6, 16]" in result.output
+
+
+def test_noise_modes_differ(here: Path) -> None:
+    save_network(here / "net.pkl")
+    for mode in ("const", "none", "random"):
+        assert run("--network", "net.pkl", "--seeds", 0, "--noise-mode", mode, "--outdir", mode).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([], "--seeds: is missing"),
+        (["--seeds", "5-2"], "5-2 is not a range of seeds"),
+        (["--seeds", "a"], "--seeds a: is not a list of numbers and ranges"),
+        (["--seeds", "0", "--network", "missing.pkl"], "--network missing.pkl: cannot be read"),
+        (["--seeds", "0", "--batch", "0"], "--batch 0: must be a whole number from 1 on"),
+        (["--seeds", "0"], "training-runs: holds no snapshot yet"),
+        (["--seeds", "0", "--class", "1", "--network", "net.pkl"], "was trained without classes"),
+    ],
+)
+def test_a_bad_setting_is_one_clear_line(arguments: list[str], problem: str, here: Path) -> None:
+    save_network(here / "net.pkl")
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert problem in result.output
+    assert "Traceback" not in result.output
+    assert not (here / "out").exists()
+
+
+def test_an_outdir_that_is_a_file_is_named(here: Path) -> None:
+    save_network(here / "net.pkl")
+    (here / "out").write_text("in the way")
+    result = run("--network", "net.pkl", "--seeds", 0)
+    assert result.exit_code == 1
+    assert "a part of this path is a file" in result.output

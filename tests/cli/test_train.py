@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from click.testing import CliRunner, Result
+from conftest import TINY, write_dataset
+
+from gan.cli.train import train
+from gan.config import DataInfo, TrainOptions, resolve
+
+SURFACE = """
+--data --outdir --gpus --cfg --demo --cond --mirror --subset --gamma --kimg --batch --batch-gpu --aug --p --target
+--augpipe --p-max --resume --freezed --snap --tick --seed --fp32 --workers --desc --glr --dlr --cbase --cmax
+--map-depth --mbstd-group --device --precision --tf32 --dry-run --json --help
+"""
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(train, [str(a) for a in arguments])
+
+
+def problems(result: Result) -> list[str]:
+    assert "Traceback" not in result.output
+    return [line.removeprefix("error: ") for line in result.output.splitlines() if line.startswith("error: ")]
+
+
+def test_the_command_line_is_frozen() -> None:
+    text = run("--help").output
+    shown = re.findall(r"^ {2}(?:-\w, )?(--[\w-]+)", text, flags=re.MULTILINE)
+    assert sorted(shown) == sorted(SURFACE.split())
+
+
+def test_a_tiny_run_writes_exactly_these_files(tiny_dataset: Path, outdir: Path) -> None:
+    result = run("--data", tiny_dataset, *TINY, "--tick", 0.5, "--snap", 2)
+    assert result.exit_code == 0, result.output
+    (run_dir,) = outdir.glob("0*")
+    assert run_dir.name == "00000-tiny-auto1-kimg1-batch125"
+    assert sorted(p.name for p in run_dir.iterdir()) == [
+        "fakes000000.png",
+        "fakes000001.png",
+        "fakes_init.png",
+        "log.txt",
+        "network-snapshot-000000.pkl",
+        "network-snapshot-000001.pkl",
+        "reals.png",
+        "stats.jsonl",
+        "training-state.pt",
+        "training_options.json",
+    ]
+    log = (run_dir / "log.txt").read_text()
+    line = re.compile(
+        r"^tick \d+ +kimg [\d.]+ +time [\dsmhd ]+ sec/tick [\d.]+ sec/kimg [\d.]+ maintenance [\d.]+ "
+        r"cpumem [\d.]+ gpumem [\d.]+ augment [\d.]+ eta [\dsmhd ]+$",
+        re.MULTILINE,
+    )
+    assert len(line.findall(log)) == 3
+    records = [json.loads(text) for text in (run_dir / "stats.jsonl").read_text().splitlines()]
+    assert [r["Progress/kimg"]["mean"] for r in records] == [0.125, 0.625, 1.0]
+    last = records[-1]
+    expected = ["scores/real", "signs/real", "scores/fake", "signs/fake", "G/loss", "D/loss"]
+    assert all(f"Loss/{name}" in last for name in expected)
+    assert {"Loss/G/reg", "Loss/D/reg", "Loss/pl_penalty", "Loss/r1_penalty"} <= set(records[0])
+    assert {"Timing/Gmain", "Timing/Dmain", "Timing/sec_per_kimg", "Timing/data_wait", "timestamp"} <= set(last)
+    assert last["Loss/scores/real"]["num"] == 3 * 125
+    assert PIL.Image.open(run_dir / "reals.png").size == (32 * 16, 32 * 16)
+
+
+def test_the_number_of_a_new_run_is_the_next_free_one(tiny_dataset: Path, outdir: Path) -> None:
+    (outdir / "00041-something").mkdir()
+    assert run("--data", tiny_dataset, *TINY).exit_code == 0
+    assert (outdir / "00042-tiny-auto1-kimg1-batch125").is_dir()
+
+
+def test_conditional_grey_mirrored_fixed_augmentation_without_path_length(tmp_path: Path, outdir: Path) -> None:
+    data = write_dataset(tmp_path / "grey.zip", channels=1, classes=3)
+    arguments = ["--data", data, "--cfg=cifar", *TINY, "--cond=1", "--mirror=true", "--aug=fixed", "--p=0.3"]
+    result = run(*arguments, "--augpipe=bgcfnc", "--freezed=2", "--desc=odd")
+    assert result.exit_code == 0, result.output
+    (run_dir,) = outdir.glob("0*")
+    assert run_dir.name == "00000-grey-cond-mirror-cifar-kimg1-batch125-fixed-p0.3-bgcfnc-freezed2-odd"
+    assert PIL.Image.open(run_dir / "fakes000001.png").mode == "L"
+    last = json.loads((run_dir / "stats.jsonl").read_text().splitlines()[-1])
+    assert last["Progress/augment"]["mean"] == pytest.approx(0.3)
+    assert "Loss/G/reg" not in last
+
+
+def test_bfloat16_trains_on_a_cpu(tiny_dataset: Path, outdir: Path) -> None:
+    result = run("--data", tiny_dataset, *TINY, "--precision", "bf16", "--aug", "noaug")
+    assert result.exit_code == 0, result.output
+    assert "bfloat16 from 8x8 on" in result.output
+    (run_dir,) = outdir.glob("0*")
+    last = json.loads((run_dir / "stats.jsonl").read_text().splitlines()[-1])
+    assert np.isfinite(last["Loss/D/loss"]["mean"])
+    assert last["Health/nonfinite_gradients"]["mean"] == 0
+
+
+def test_dry_run_creates_nothing_and_prints_the_plan(tiny_dataset: Path, outdir: Path) -> None:
+    before = sorted(p.name for p in outdir.iterdir())
+    result = run("--data", tiny_dataset, "--gpus", 8, "--dry-run")
+    assert result.exit_code == 0
+    assert "Plan" in result.output
+    assert "GB a process (estimated)" in result.output
+    assert "on this machine it would not start: --gpus 8" in result.output
+    assert sorted(p.name for p in outdir.iterdir()) == before
+
+
+def test_dry_run_json_is_one_object_with_the_reference_s_keys(tiny_dataset: Path) -> None:
+    result = CliRunner().invoke(train, ["--data", str(tiny_dataset), "--gpus", "2", "--dry-run", "--json"])
+    assert result.exit_code == 0
+    printed = json.loads(result.stdout)
+    config = resolve(TrainOptions(data="x", gpus=2), DataInfo("x", "tiny", 40, 16, 3))
+    assert printed == config.reference_options()
+    case = json.loads((Path(__file__).parents[1] / "golden/train_options.json").read_text())[0]
+    assert set(printed) == set(case) - {"input"}
+
+
+def test_every_problem_is_listed_at_once_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(
+        "--data", "missing.zip", "--kimg", "x", "--gpus", 0, "--p", 0.1, "--bacth", 3, "--cfg", "best", "stray"
+    )
+    assert result.exit_code == 2
+    listed = "\n".join(problems(result))
+    for part in (
+        "--kimg x: is not a valid integer",
+        "--cfg best: is not one of 'auto'",
+        "--bacth: no such option; did you mean --batch?",
+        "stray: unexpected",
+        "--data missing.zip: no such file or folder; pack your images with dataset_tool.py first",
+        "--gpus 0: must be a whole number from 1 on",
+        "--p 0.1 goes with --aug fixed only",
+    ):
+        assert part in listed
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--batch", 12, "--gpus", 8], "--batch 12 is not divisible by --gpus 8; try 8 or 16"),
+        (["--batch", 32, "--batch-gpu", 5], "--batch-gpu 5 does not divide --batch 32 / --gpus 1 = 32; try one of"),
+        (["--batch", 12, "--mbstd-group", 8], "--batch-gpu 12 is not divisible by --mbstd-group 8; try 8 or 16"),
+        (["--cbase", 8], "--cbase 8: leaves no channels at 16x16; give at least 16"),
+        (["--cond"], "has no labels (dataset.json says none); leave out --cond"),
+        (["--subset", 41], "--subset 41: "),
+        (["--resume", "ffhq265"], "--resume ffhq265: no such file or folder; did you mean ffhq256?"),
+        (["--resume", "ffhq256"], "--resume ffhq256: downloads are not there yet"),
+        (["--gpus", 2], "--gpus 2: training on several GPUs is not there yet; use --gpus 1"),
+        (["--device", "cpu", "--precision", "fp16"], "--precision fp16: CPUs have no fast float16"),
+        (["--json"], "--json goes with --dry-run only"),
+    ],
+)
+def test_a_bad_setting_is_one_clear_line(
+    arguments: list[object], problem: str, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("--data", tiny_dataset, *arguments)
+    assert result.exit_code == 2, result.output
+    assert any(problem in line for line in problems(result)), result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off here", b"not a zip at all"])
+def test_a_dataset_that_is_no_zip_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "broken.zip"
+    path.write_bytes(content)
+    result = run("--data", path)
+    assert result.exit_code == 2
+    assert any("broken.zip: not a readable zip file" in line for line in problems(result))
+
+
+def test_an_unwritable_outdir_is_named(tiny_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = run("--data", tiny_dataset, *TINY, "--outdir", tmp_path / "file")
+    assert result.exit_code == 1
+    assert len(problems(result)) == 1
+    assert "a part of this path is a file" in result.output
+
+
+def test_a_truncated_snapshot_is_named_before_a_run_folder_is_made(tiny_dataset: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "net.pkl"
+    broken.write_bytes(b"\x80\x04\x95 cut")
+    runs = tmp_path / "runs"
+    result = run("--data", tiny_dataset, *TINY, "--outdir", runs, "--resume", broken)
+    assert result.exit_code == 1
+    assert any("net.pkl" in line for line in problems(result))
+    assert not runs.exists()
+
+
+def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
+    result = run("--outdir", tmp_path, "--resume")
+    assert result.exit_code == 2
+    assert "holds no run to continue" in result.output
+    result = run("--resume", tmp_path)
+    assert result.exit_code == 2
+    assert "not a run folder" in result.output
+
+
+def test_a_finished_run_can_be_made_longer_but_not_another_run(tiny_dataset: Path, outdir: Path) -> None:
+    assert run("--data", tiny_dataset, *TINY).exit_code == 0
+    result = run("--resume")
+    assert result.exit_code == 1
+    assert "the run is complete (1 kimg); --kimg N makes it longer" in result.output
+    result = run("--resume", "--gamma", 3, "--mirror")
+    assert result.exit_code == 2
+    assert [line.split()[0] for line in problems(result)] == ["--mirror", "--gamma"]
+    result = run("--resume", "--kimg", 2, "--batch-gpu", 5)
+    assert result.exit_code == 0, result.output
+    (run_dir,) = outdir.glob("0*")
+    assert (run_dir / "network-snapshot-000002.pkl").exists()
+    assert json.loads((run_dir / "training_options.json").read_text())["batch_gpu"] == 5
+
+
+def test_a_damaged_image_in_the_middle_ends_the_run_by_name(tmp_path: Path, outdir: Path) -> None:
+    import zipfile
+
+    good = write_dataset(tmp_path / "good.zip", count=8)
+    with zipfile.ZipFile(good) as source, zipfile.ZipFile(tmp_path / "bad.zip", "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name.endswith("5.png"):
+                data = data[:60] + bytes(len(data) - 72) + data[-12:]
+            target.writestr(name, data)
+    result = run("--data", tmp_path / "bad.zip", *TINY)
+    assert result.exit_code == 1
+    assert any("img00000005.png is damaged" in line for line in problems(result)), result.output

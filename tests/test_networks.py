@@ -1,0 +1,597 @@
+"""Generator and discriminator: golden numbers, parameter names, precision, truncation, noise, Freeze-D, groups."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gan import networks
+from gan.networks import Discriminator, Generator, MappingNetwork, MinibatchStdLayer, modulated_conv2d
+from torch_utils.ops.conv2d_resample import conv2d_resample_ref
+from torch_utils.ops.upfirdn2d import setup_filter
+
+GOLDEN = Path(__file__).parent / "golden"
+GENERATORS = sorted(path.stem for path in GOLDEN.glob("generator_*.npz"))
+DISCRIMINATORS = sorted(path.stem for path in GOLDEN.glob("discriminator_*.npz"))
+SMALL = {"channel_base": 64, "channel_max": 8}
+
+
+def golden(name):
+    """Constructor arguments (or the list of cases), parameters, and inputs with their outputs."""
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        arrays = dict(file)
+    meta = json.loads(str(arrays.pop("meta")))
+    tensors = {key: torch.as_tensor(value) for key, value in arrays.items()}
+    parameters = {key.removeprefix("param."): tensors.pop(key) for key in arrays if key.startswith("param.")}
+    return meta, parameters, tensors
+
+
+def small_generator(resolution=16, c_dim=0, **synthesis_kwargs):
+    torch.manual_seed(0)
+    return Generator(
+        z_dim=6,
+        c_dim=c_dim,
+        w_dim=7,
+        img_resolution=resolution,
+        img_channels=3,
+        mapping_kwargs={"num_layers": 2},
+        synthesis_kwargs={**SMALL, **synthesis_kwargs},
+    ).eval()
+
+
+def small_discriminator(resolution=16, c_dim=0, **kwargs):
+    torch.manual_seed(0)
+    return Discriminator(c_dim=c_dim, img_resolution=resolution, img_channels=3, **{**SMALL, **kwargs})
+
+
+def with_noise(G):
+    """The generator with noise that shows: strengths start at 0."""
+    for name, parameter in G.named_parameters():
+        if name.endswith("noise_strength"):
+            torch.nn.init.constant_(parameter, 0.5)
+    return G
+
+
+def assert_close(actual, expected, tolerance):
+    """Relative to the largest element."""
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype
+    assert torch.isfinite(actual).all()
+    assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+class TestGolden:
+    @pytest.mark.parametrize("name", GENERATORS)
+    def test_the_generator_equals_the_golden_one(self, name):
+        kwargs, parameters, data = golden(name)
+        G = Generator(**kwargs).eval()
+        G.load_state_dict(parameters, strict=True)
+        z, c = data.pop("z"), data.pop("c")
+        outputs = {
+            "ws": G.mapping(z, c),
+            "ws_psi": G.mapping(z, c, truncation_psi=0.6),
+            "ws_psi_cutoff": G.mapping(z, c, truncation_psi=0.6, truncation_cutoff=2),
+            "img_const": G(z, c, noise_mode="const"),
+            "img_none": G(z, c, noise_mode="none"),
+            "img_psi": G(z, c, truncation_psi=0.6, noise_mode="const"),
+        }
+        assert outputs.keys() == data.keys()
+        for key, actual in outputs.items():
+            assert_close(actual, data[key], 1e-5)
+
+    @pytest.mark.parametrize("name", DISCRIMINATORS)
+    def test_the_discriminator_equals_the_golden_one(self, name):
+        kwargs, parameters, data = golden(name)
+        D = Discriminator(**kwargs)
+        D.load_state_dict(parameters, strict=True)
+        img = data["img"].requires_grad_()
+        logits = D(img, data["c"])
+        assert_close(logits, data["logits"], 1e-5)
+        (gradient,) = torch.autograd.grad(logits.sum(), img, create_graph=True)
+        assert_close(gradient, data["r1_grad"], 1e-5)
+        assert_close(gradient.square().sum(dim=[1, 2, 3]), data["r1_penalty"], 1e-5)
+
+    @pytest.mark.parametrize("i", range(5))
+    def test_modulated_conv2d_equals_the_golden_one(self, i):
+        cases, _, data = golden("modulated_conv2d")
+        assert len(cases) == 5
+        settings = {key: cases[i][key] for key in ("up", "down", "padding", "demodulate", "flip_weight")}
+        x, weight, styles = (data[f"{i}.{name}"] for name in ("x", "weight", "styles"))
+        y = modulated_conv2d(x, weight, styles, resample_filter=setup_filter(cases[i]["resample_filter"]), **settings)
+        assert_close(y, data[f"{i}.y"], 1e-10)
+
+
+def by_definition(x, weight, styles, noise=None, demodulate=True, resample_filter=None, **settings):
+    """Every sample convolved with its own weights."""
+    samples = []
+    for i in range(len(x)):
+        w = weight * styles[i][None, :, None, None]
+        if demodulate:
+            w = w * (w.square().sum(dim=[1, 2, 3], keepdim=True) + 1e-8).rsqrt()
+        samples.append(conv2d_resample_ref(x[i : i + 1], w, f=resample_filter, **settings))
+    y = torch.cat(samples)
+    return y if noise is None else y + noise
+
+
+class TestModulatedConv:
+    @staticmethod
+    def inputs(kernel, dtype=torch.float64):
+        generator = torch.Generator().manual_seed(0)
+        shapes = ([2, 5, 6, 6], [4, 5, kernel, kernel], [2, 5])
+        x, weight, styles = (torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes)
+        return x.to(dtype), weight, styles
+
+    @pytest.mark.parametrize("demodulate", [True, False])
+    @pytest.mark.parametrize(("up", "down", "kernel"), [(1, 1, 3), (2, 1, 3), (1, 2, 3), (1, 1, 1), (2, 1, 1)])
+    @pytest.mark.parametrize("noise_shape", [None, (1, 1), (2, 1, 1, 1)], ids=str)
+    def test_equals_the_definition_with_weights_for_each_sample(self, up, down, kernel, demodulate, noise_shape):
+        x, weight, styles = self.inputs(kernel)
+        settings = {
+            "up": up,
+            "down": down,
+            "padding": kernel // 2,
+            "flip_weight": up == 1,
+            "resample_filter": setup_filter([1, 3, 3, 1]),
+            "demodulate": demodulate,
+            "noise": None if noise_shape is None else torch.full(noise_shape, 3.0, dtype=torch.float64),
+        }
+        assert_close(
+            modulated_conv2d(x, weight, styles, **settings), by_definition(x, weight, styles, **settings), 1e-10
+        )
+
+    def test_noise_is_not_scaled_by_the_demodulation(self):
+        x, weight, styles = self.inputs(3)
+        styles = styles * 1e4
+        noise = torch.randn(2, 1, 6, 6, dtype=torch.float64)
+        silent = modulated_conv2d(x, weight, styles, padding=1)
+        assert_close(
+            modulated_conv2d(x, weight, styles, noise=noise, padding=1) - silent, noise.expand_as(silent), 1e-10
+        )
+
+    @pytest.mark.parametrize(("weight_scale", "style_scale"), [(1e5, 1), (1, 1e5), (300, 300)])
+    def test_float16_with_large_weights_or_styles_does_not_overflow(self, weight_scale, style_scale):
+        x, weight, styles = self.inputs(3, torch.float16)
+        weight, styles = weight * weight_scale, styles * style_scale
+        assert not torch.isfinite(F.conv2d(x * styles.half()[:, :, None, None], weight.half())).all()
+        y = modulated_conv2d(x, weight.float(), styles.float(), padding=1)
+        assert_close(y, by_definition(x.double(), weight, styles, padding=1).half(), 2e-3)
+
+    def test_second_derivatives_equal_finite_differences(self):
+        x, weight, styles = (tensor[:, :2].requires_grad_() for tensor in self.inputs(3))
+        x = x[:, :, :3, :3]
+
+        def call(x, weight, styles):
+            return modulated_conv2d(x, weight[:2], styles, up=2, padding=1, resample_filter=setup_filter([1, 3, 3, 1]))
+
+        assert torch.autograd.gradgradcheck(call, (x, weight, styles))
+
+
+# What the names and shapes of an 8x8 network are; 8 channels everywhere, z 6, w 7.
+CONV = {"weight": (8, 8, 3, 3), "bias": (8,), "noise_strength": (), "affine.weight": (8, 7), "affine.bias": (8,)}
+CONV_BUFFERS = ("resample_filter", "noise_const")
+TORGB = {"weight": (3, 8, 1, 1), "bias": (3,), "affine.weight": (8, 7), "affine.bias": (8,)}
+MAPPING = {
+    "mapping.fc0.weight": (7, 6),
+    "mapping.fc0.bias": (7,),
+    "mapping.fc1.weight": (7, 7),
+    "mapping.fc1.bias": (7,),
+}
+
+
+def under(prefix, names):
+    return {f"{prefix}.{name}": shape for name, shape in names.items()}
+
+
+class TestNames:
+    """Names are the file format."""
+
+    @pytest.mark.parametrize(
+        ("architecture", "extra"),
+        [
+            ("orig", under("synthesis.b8.torgb", TORGB)),
+            ("skip", under("synthesis.b4.torgb", TORGB) | under("synthesis.b8.torgb", TORGB)),
+            ("resnet", under("synthesis.b8.torgb", TORGB) | {"synthesis.b8.skip.weight": (8, 8, 1, 1)}),
+        ],
+    )
+    def test_of_the_generator(self, architecture, extra):
+        G = small_generator(8, architecture=architecture)
+        convs = [under(f"synthesis.{name}", CONV) for name in ("b4.conv1", "b8.conv0", "b8.conv1")]
+        expected = {"synthesis.b4.const": (8, 4, 4), **convs[0], **convs[1], **convs[2], **MAPPING, **extra}
+        assert {name: tuple(p.shape) for name, p in G.named_parameters()} == expected
+        buffers = {"synthesis.b4.resample_filter", "synthesis.b8.resample_filter", "mapping.w_avg"}
+        buffers |= {f"synthesis.{name}.{b}" for name in ("b4.conv1", "b8.conv0", "b8.conv1") for b in CONV_BUFFERS}
+        buffers |= {"synthesis.b8.skip.resample_filter"} if architecture == "resnet" else set()
+        assert {name for name, _ in G.named_buffers()} == buffers
+        assert G.synthesis.b8.conv0.noise_const.shape == (8, 8)
+        assert G.num_ws == 4
+
+    def test_labels_add_an_embedding_in_front_of_the_mapping(self):
+        shapes = {name: tuple(p.shape) for name, p in small_generator(8, c_dim=5).mapping.named_parameters()}
+        assert shapes["embed.weight"] == (7, 5)
+        assert shapes["embed.bias"] == (7,)
+        assert shapes["fc0.weight"] == (7, 6 + 7)
+
+    @pytest.mark.parametrize(
+        ("architecture", "extra"),
+        [
+            ("orig", {}),
+            ("skip", {"b8.fromrgb.weight": (4, 3, 1, 1), "b8.fromrgb.bias": (4,), "b4.fromrgb.weight": (8, 3, 1, 1),
+                      "b4.fromrgb.bias": (8,)}),
+            ("resnet", {"b16.skip.weight": (4, 2, 1, 1), "b8.skip.weight": (8, 4, 1, 1)}),
+        ],
+    )  # fmt: skip
+    def test_of_the_discriminator(self, architecture, extra):
+        D = small_discriminator(16, architecture=architecture, channel_base=32)  # 2, 4 and 8 channels
+        expected = {
+            **{"b16.fromrgb.weight": (2, 3, 1, 1), "b16.fromrgb.bias": (2,)},
+            **{"b16.conv0.weight": (2, 2, 3, 3), "b16.conv0.bias": (2,)},
+            **{"b16.conv1.weight": (4, 2, 3, 3), "b16.conv1.bias": (4,)},
+            **{"b8.conv0.weight": (4, 4, 3, 3), "b8.conv0.bias": (4,)},
+            **{"b8.conv1.weight": (8, 4, 3, 3), "b8.conv1.bias": (8,)},
+            **{"b4.conv.weight": (8, 9, 3, 3), "b4.conv.bias": (8,)},
+            **{"b4.fc.weight": (8, 128), "b4.fc.bias": (8,), "b4.out.weight": (1, 8), "b4.out.bias": (1,)},
+            **extra,
+        }
+        assert {name: tuple(p.shape) for name, p in D.named_parameters()} == expected
+        convs = {name.rsplit(".", 1)[0] for name in expected if not name.startswith(("b4.fc", "b4.out"))}
+        buffers = {f"{name}.resample_filter" for name in {"b16", "b8"} | convs}
+        assert {name for name, _ in D.named_buffers()} == buffers
+
+    def test_labels_give_the_discriminator_a_mapping(self):
+        D = small_discriminator(8, c_dim=5, cmap_dim=6, mapping_kwargs={"num_layers": 1})
+        shapes = {name: tuple(p.shape) for name, p in D.named_parameters()}
+        assert shapes["mapping.embed.weight"] == (6, 5)
+        assert shapes["mapping.fc0.weight"] == (6, 6)
+        assert shapes["b4.out.weight"] == (6, 8)
+        assert not any("w_avg" in name for name, _ in D.named_buffers())
+        assert (
+            len([name for name in dict(small_discriminator(8, c_dim=5).mapping.named_children()) if "fc" in name]) == 8
+        )
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_image_channels_shape_input_and_output(self, channels):
+        G = Generator(6, 0, 7, 8, channels, synthesis_kwargs=SMALL)
+        D = Discriminator(0, 8, channels, **SMALL)
+        img = G(torch.randn(2, 6))
+        assert img.shape == (2, channels, 8, 8)
+        assert D(img).shape == (2, 1)
+
+    def test_the_number_of_channels_is_bounded(self):
+        G = Generator(6, 0, 7, 32, 3, synthesis_kwargs={"channel_base": 256, "channel_max": 24})
+        assert [getattr(G.synthesis, f"b{r}").conv1.weight.shape[0] for r in (4, 8, 16, 32)] == [24, 24, 16, 8]
+
+
+class TestInitialisation:
+    def test_equalised_layers_start_with_unit_variance_and_scale_at_run_time(self):
+        torch.manual_seed(0)
+        layer = networks.FullyConnectedLayer(400, 300, lr_multiplier=0.01, bias_init=0)
+        assert layer.weight.std().item() == pytest.approx(100, rel=0.02)
+        assert layer(torch.randn(50, 400)).std().item() == pytest.approx(1, rel=0.05)
+        conv = networks.Conv2dLayer(40, 300, kernel_size=3)
+        assert conv.weight.std().item() == pytest.approx(1, rel=0.02)
+        inner = conv(torch.randn(2, 40, 8, 8))[:, :, 1:-1, 1:-1]
+        assert inner.std().item() == pytest.approx(1, rel=0.05)
+
+    def test_styles_start_at_one_and_noise_and_biases_at_zero(self):
+        state = small_generator().state_dict()
+        for name, tensor in state.items():
+            if name.endswith("affine.bias"):
+                assert (tensor == 1).all()
+            elif name.endswith((".bias", "noise_strength", "w_avg")):
+                assert (tensor == 0).all()
+
+
+class TestMapping:
+    z = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+
+    def mapping(self, **kwargs):
+        torch.manual_seed(0)
+        mapping = MappingNetwork(6, 0, 7, num_ws=4, num_layers=2, **kwargs)
+        mapping.w_avg.normal_()
+        return mapping.eval()
+
+    def test_w_is_the_same_for_all_layers(self):
+        ws = self.mapping()(self.z)
+        assert ws.shape == (5, 4, 7)
+        assert (ws == ws[:, :1]).all()
+
+    def test_without_num_ws_there_is_no_broadcast(self):
+        assert MappingNetwork(6, 0, 7, num_ws=None)(self.z).shape == (5, 7)
+
+    def test_only_the_direction_of_z_matters(self):
+        mapping = self.mapping()
+        assert_close(mapping(self.z * 1000), mapping(self.z), 1e-5)
+
+    def test_only_the_direction_of_an_embedded_label_matters(self):
+        torch.manual_seed(0)
+        mapping = MappingNetwork(6, 3, 7, num_ws=1)
+        c = torch.randn(5, 3)
+        assert_close(mapping(self.z, c * 1000), mapping(self.z, c), 1e-5)
+        assert not torch.allclose(mapping(self.z, -c), mapping(self.z, c))
+
+    def test_training_moves_the_mean_of_w_towards_that_of_the_batch(self):
+        mapping = self.mapping(w_avg_beta=0.9).train()
+        before = mapping.w_avg.clone()
+        ws = mapping(self.z)
+        assert_close(mapping.w_avg, 0.9 * before + 0.1 * ws[:, 0].mean(dim=0), 1e-6)
+
+    def test_a_given_batch_mean_moves_it_the_same_way(self):
+        one, other = self.mapping(w_avg_beta=0.9).train(), self.mapping(w_avg_beta=0.9).train()
+        ws = one(self.z)
+        other.track_w_avg(ws[:, 0].mean(dim=0))
+        assert_close(other.w_avg, one.w_avg, 1e-6)
+
+    def test_the_mean_stays_in_evaluation_or_when_told_to(self):
+        mapping = self.mapping()
+        before = mapping.w_avg.clone()
+        mapping(self.z)
+        mapping.train()(self.z, skip_w_avg_update=True)
+        assert (mapping.w_avg == before).all()
+
+    @pytest.mark.parametrize("psi", [0, 0.3, 1, 1.5])
+    @pytest.mark.parametrize("cutoff", [None, 0, 1, 3, 4])
+    def test_truncation_moves_the_first_layers_towards_the_mean(self, psi, cutoff):
+        mapping = self.mapping()
+        ws = mapping(self.z)
+        actual = mapping(self.z, truncation_psi=psi, truncation_cutoff=cutoff)
+        expected = ws.clone()
+        expected[:, :cutoff] = mapping.w_avg + psi * (ws[:, :cutoff] - mapping.w_avg)
+        assert_close(actual, expected, 1e-6)
+
+    def test_truncation_without_a_mean_is_an_error(self):
+        mapping = MappingNetwork(6, 0, 7, num_ws=4, w_avg_beta=None)
+        assert not list(mapping.buffers())
+        with pytest.raises(ValueError, match="truncation needs the mean of w"):
+            mapping(self.z, truncation_psi=0.5)
+
+    def test_the_generator_passes_truncation_on(self):
+        G = small_generator()
+        ws = G.mapping(self.z, truncation_psi=0.5, truncation_cutoff=2)
+        expected = G.synthesis(ws, noise_mode="const")
+        assert (G(self.z, truncation_psi=0.5, truncation_cutoff=2, noise_mode="const") == expected).all()
+        assert not torch.equal(G(self.z, truncation_psi=0.5, noise_mode="const"), expected)
+
+
+class TestNoise:
+    z = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
+
+    def test_const_noise_is_the_same_every_time_and_is_the_buffer(self):
+        G = with_noise(small_generator())
+        img = G(self.z, noise_mode="const")
+        assert (G(self.z, noise_mode="const") == img).all()
+        G.synthesis.b8.conv0.noise_const.neg_()
+        assert not torch.equal(G(self.z, noise_mode="const"), img)
+
+    def test_random_noise_is_new_every_time_and_for_every_sample(self):
+        G = with_noise(small_generator())
+        same = self.z[:1].expand(2, -1)
+        torch.manual_seed(0)
+        img = G(same)
+        assert not torch.equal(img[0], img[1])
+        assert not torch.equal(G(same), img)
+        torch.manual_seed(0)
+        assert torch.equal(G(same), img)
+
+    @pytest.mark.parametrize("mode", ["random", "const"])
+    def test_none_is_noise_of_no_strength(self, mode):
+        silent, noisy = small_generator(), with_noise(small_generator())
+        img = noisy(self.z, noise_mode="none")
+        assert not torch.equal(noisy(self.z, noise_mode=mode), img)
+        assert_close(silent(self.z, noise_mode=mode), img, 1e-6)
+
+    def test_a_network_without_noise_has_no_parameters_for_it(self):
+        G = small_generator(use_noise=False)
+        assert not any("noise" in name for name in G.state_dict())
+        assert torch.equal(G(self.z, noise_mode="random"), G(self.z, noise_mode="none"))
+
+
+class TestHalfPrecision:
+    @staticmethod
+    def computed_in(network, run):
+        """{resolution: dtype of the convolutions} of one pass."""
+        seen = {}
+        hooks = [
+            getattr(network, f"b{res}").conv1.register_forward_hook(
+                lambda module, args, output, res=res: seen.update({res: output.dtype})
+            )
+            for res in network.block_resolutions
+        ]
+        run()
+        for hook in hooks:
+            hook.remove()
+        return seen
+
+    @pytest.mark.parametrize(
+        ("num_fp16_res", "half"),
+        [(0, []), (1, [64]), (2, [32, 64]), (3, [16, 32, 64]), (4, [8, 16, 32, 64]), (10, [8, 16, 32, 64])],
+    )
+    def test_the_highest_resolutions_are_half_but_never_4x4(self, num_fp16_res, half):
+        kwargs = {"num_fp16_res": num_fp16_res, "channel_base": 64, "channel_max": 4}
+        G = Generator(6, 0, 7, 64, 3, synthesis_kwargs=kwargs)
+        D = Discriminator(0, 64, 3, **kwargs)
+        expected = {res: torch.bfloat16 if res in half else torch.float32 for res in (4, 8, 16, 32, 64)}
+        img = torch.zeros(1, 3, 64, 64)
+        assert self.computed_in(G.synthesis, lambda: G(torch.randn(1, 6))) == expected
+        assert self.computed_in(D, lambda: D(img)) == {res: expected[res] for res in (64, 32, 16, 8)}
+
+    def test_images_and_logits_are_float32(self):
+        G, D = small_generator(num_fp16_res=4), small_discriminator(num_fp16_res=4)
+        img = G(torch.randn(4, 6))
+        assert img.dtype == D(img).dtype == torch.float32
+
+    @pytest.mark.parametrize("architecture", ["orig", "skip", "resnet"])
+    def test_half_is_close_to_and_force_fp32_exactly_the_full_precision(self, architecture):
+        z = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+        full, half = (with_noise(small_generator(num_fp16_res=n, architecture=architecture)) for n in (0, 4))
+        img = full(z, noise_mode="const")
+        assert torch.equal(half(z, noise_mode="const", force_fp32=True), img)
+        assert not torch.equal(half(z, noise_mode="const"), img)
+        assert_close(half(z, noise_mode="const"), img, 0.03)
+        full, half = (small_discriminator(num_fp16_res=n, architecture=architecture) for n in (0, 4))
+        assert torch.equal(half(img, force_fp32=True), full(img))
+        assert not torch.equal(half(img), full(img))
+        assert_close(half(img), full(img), 0.03)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+    def test_set_half_dtype_chooses_and_restores(self, dtype):
+        G, D = small_generator(num_fp16_res=1), small_discriminator(num_fp16_res=1)
+        runs = [(G.synthesis, lambda: G(torch.randn(1, 6))), (D, lambda: D(torch.zeros(1, 3, 16, 16)))]
+        for network, run in runs:
+            networks.set_half_dtype(network, dtype)
+            seen = self.computed_in(network, run)
+            assert seen.pop(16) == dtype
+            assert set(seen.values()) == {torch.float32}
+            networks.set_half_dtype(network, None)
+            assert self.computed_in(network, run)[16] == torch.bfloat16
+
+    def test_the_clamp_bounds_what_half_precision_blocks_hand_on(self):
+        G = small_generator(conv_clamp=0.1)
+        outputs = []
+        for res in G.synthesis.block_resolutions:
+            getattr(G.synthesis, f"b{res}").conv1.register_forward_hook(lambda m, a, output: outputs.append(output))
+        G(torch.randn(2, 6))
+        assert len(outputs) == 3
+        assert max(output.abs().max() for output in outputs).item() == pytest.approx(0.1)
+
+    def test_a_gain_scales_activation_and_clamp(self):
+        layer = networks.Conv2dLayer(3, 3, kernel_size=1, activation="lrelu", conv_clamp=0.5)
+        x = torch.randn(2, 3, 4, 4)
+        assert_close(layer(x, gain=0.25), layer(x) * 0.25, 1e-6)
+
+
+class TestFreezeD:
+    ORDER = ("b32.fromrgb", "b32.conv0", "b32.conv1", "b32.skip",
+             "b16.conv0", "b16.conv1", "b16.skip", "b8.conv0", "b8.conv1", "b8.skip")  # fmt: skip
+
+    def discriminator(self, freeze_layers, **kwargs):
+        return small_discriminator(32, block_kwargs={"freeze_layers": freeze_layers}, **kwargs)
+
+    @pytest.mark.parametrize("freeze_layers", [0, 1, 3, 4, 5, 10])
+    def test_the_first_layers_hold_buffers_instead_of_parameters(self, freeze_layers):
+        D = self.discriminator(freeze_layers)
+        frozen, trained = self.ORDER[:freeze_layers], self.ORDER[freeze_layers:]
+        buffers = {name for name, _ in D.named_buffers() if not name.endswith("resample_filter")}
+        weights = {f"{layer}.weight" for layer in frozen}
+        assert buffers == weights | {f"{layer}.bias" for layer in frozen if not layer.endswith("skip")}
+        layers = {name.rsplit(".", 1)[0] for name, _ in D.named_parameters()}
+        assert layers == {*trained, "b4.conv", "b4.fc", "b4.out"}
+
+    def test_layers_are_counted_in_each_architecture(self):
+        D = self.discriminator(4, architecture="orig")
+        assert {name for name, _ in D.named_buffers() if name.endswith("bias")} == {
+            "b32.fromrgb.bias", "b32.conv0.bias", "b32.conv1.bias", "b16.conv0.bias"
+        }  # fmt: skip
+        D = self.discriminator(4, architecture="skip")
+        assert {name for name, _ in D.named_buffers() if name.endswith("bias")} == {
+            "b32.fromrgb.bias", "b32.conv0.bias", "b32.conv1.bias", "b16.fromrgb.bias"
+        }  # fmt: skip
+
+    def test_freezing_changes_neither_files_nor_logits(self):
+        D, frozen = self.discriminator(0), self.discriminator(7)
+        assert frozen.state_dict().keys() == D.state_dict().keys()
+        frozen.load_state_dict(D.state_dict())
+        img = torch.randn(4, 3, 32, 32)
+        assert torch.equal(frozen(img), D(img))
+
+
+class TestMinibatchStd:
+    @staticmethod
+    def by_definition(x, group_size, num_channels):
+        """Sample i belongs to group i mod (N / G)."""
+        n, c, h, w = x.shape
+        groups = n // group_size
+        out = np.zeros([n, num_channels, h, w])
+        for i in range(n):
+            members = [j for j in range(n) if j % groups == i % groups]
+            for f in range(num_channels):
+                part = x[members, f * c // num_channels : (f + 1) * c // num_channels]
+                out[i, f] = np.sqrt(part.var(axis=0) + 1e-8).mean()
+        return np.concatenate([x, out], axis=1)
+
+    @pytest.mark.parametrize(
+        ("n", "group_size", "num_channels"),
+        [(8, 4, 1), (8, 2, 1), (12, 3, 2), (8, 8, 4), (4, 1, 1), (2, 4, 1), (6, None, 2)],
+    )
+    def test_equals_the_definition(self, n, group_size, num_channels):
+        x = torch.randn(n, 8, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        y = MinibatchStdLayer(group_size, num_channels)(x)
+        expected = self.by_definition(x.numpy(), min(group_size or n, n), num_channels)
+        assert_close(y, torch.from_numpy(expected), 1e-10)
+
+    def test_several_batches_are_kept_apart(self):
+        layer = MinibatchStdLayer(4)
+        one, two = torch.randn(8, 3, 2, 2), torch.randn(8, 3, 2, 2) * 5
+        assert_close(layer(torch.cat([one, two]), num_batches=2), torch.cat([layer(one), layer(two)]), 1e-6)
+
+    @pytest.mark.parametrize("c_dim", [0, 3])
+    def test_two_batches_judged_at_once_equal_two_calls(self, c_dim):
+        D = small_discriminator(8, c_dim=c_dim)
+        one, two = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8) * 3
+        c = torch.randn(8, c_dim)
+        together = D(torch.cat([one, two]), c, num_batches=2)
+        assert_close(together, torch.cat([D(one, c[:4]), D(two, c[4:])]), 1e-5)
+        assert not torch.allclose(D(torch.cat([one, two]), c), together)
+
+    def test_a_batch_that_does_not_divide_is_an_error(self):
+        with pytest.raises(ValueError, match="a batch of 6 does not divide into minibatch-stddev groups of 4"):
+            MinibatchStdLayer(4)(torch.zeros(6, 3, 2, 2))
+
+    def test_without_channels_there_is_no_layer(self):
+        D = small_discriminator(8, epilogue_kwargs={"mbstd_num_channels": 0})
+        assert D.b4.mbstd is None
+        assert D.b4.conv.weight.shape[1] == 8
+
+
+class TestErrors:
+    @pytest.mark.parametrize("shape", [[2, 5, 7], [2, 6, 8], [6, 7]], ids=str)
+    def test_ws_of_another_shape(self, shape):
+        with pytest.raises(ValueError, match=rf"ws must be \[N, 6, 7\], not \[{', '.join(map(str, shape))}\]"):
+            small_generator().synthesis(torch.zeros(shape))
+
+    def test_an_unknown_noise_mode(self):
+        with pytest.raises(ValueError, match="noise_mode must be random, const or none, not 'loud'"):
+            small_generator()(torch.zeros(1, 6), noise_mode="loud")
+
+    def test_missing_labels(self):
+        message = r"this network is conditional: give labels c of shape \[N, 5\]"
+        with pytest.raises(ValueError, match=message):
+            small_generator(c_dim=5)(torch.zeros(1, 6))
+        with pytest.raises(ValueError, match=message):
+            small_discriminator(c_dim=5)(torch.zeros(1, 3, 16, 16))
+
+    @pytest.mark.parametrize("resolution", [0, 2, 24, 100])
+    @pytest.mark.parametrize("make", [small_generator, small_discriminator])
+    def test_a_resolution_that_is_no_power_of_two(self, make, resolution):
+        with pytest.raises(ValueError, match=f"img_resolution must be a power of two of at least 4, not {resolution}"):
+            make(resolution)
+
+    @pytest.mark.parametrize("make", [small_generator, small_discriminator])
+    def test_an_unknown_architecture(self, make):
+        with pytest.raises(ValueError, match="architecture must be orig, skip or resnet, not 'gothic'"):
+            make(architecture="gothic")
+
+
+@pytest.mark.parametrize("architecture", ["orig", "skip", "resnet"])
+def test_path_length_and_r1_reach_every_weight(architecture):
+    G = with_noise(small_generator(architecture=architecture))
+    ws = G.mapping(torch.randn(2, 6))
+    img = G.synthesis(ws)
+    (gradient,) = torch.autograd.grad((img * torch.randn_like(img)).sum(), ws, create_graph=True)
+    gradient.square().sum().backward()
+    missed = {name for name, p in G.named_parameters() if p.grad is None or not p.grad.any()}
+    assert missed <= {f"synthesis.b{res}.torgb.bias" for res in (4, 8, 16)}  # added last, it has no part in a slope
+    D = small_discriminator(architecture=architecture)
+    img = img.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(D(img).sum(), img, create_graph=True)
+    gradient.square().sum().backward()
+    missed = {name for name, p in D.named_parameters() if p.grad is None or not p.grad.any()}
+    assert not {name for name in missed if name.endswith("weight")}
+
+
+def test_networks_remember_their_constructor_arguments():
+    G = Generator(6, 0, 7, img_resolution=8, img_channels=3, synthesis_kwargs=SMALL)
+    assert G._init_args == (6, 0, 7)
+    assert G._init_kwargs == {"img_resolution": 8, "img_channels": 3, "synthesis_kwargs": SMALL}
