@@ -97,7 +97,7 @@ PRESETS = {
 # laptop. No augmentation, because p would hardly leave 0 in so short a run, and no path length regularisation.
 DEMO_PRESET = Preset(
     ref_gpus=1,
-    kimg=26,
+    kimg=22,
     batch=16,
     channel_base=2048,
     channel_max=64,

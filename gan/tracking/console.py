@@ -36,13 +36,22 @@ class Console:
         """Print one line, or several."""
         with self._lock:
             _print_to_screen(text)
-            if self._log is not None:
-                try:
-                    self._log.write(text + "\n")
-                except OSError as error:
-                    if not self._log_failed:
-                        self._log_failed = True
-                        _print_to_screen(f"{explain_os_error(error, self._path)}; training goes on without its log")
+            self._append(text)
+
+    def log(self, text: str) -> None:
+        """Append one line to log.txt alone: the screen shows it by other means."""
+        with self._lock:
+            self._append(text)
+
+    def _append(self, text: str) -> None:
+        if self._log is None:
+            return
+        try:
+            self._log.write(text + "\n")
+        except OSError as error:
+            if not self._log_failed:
+                self._log_failed = True
+                _print_to_screen(f"{explain_os_error(error, self._path)}; training goes on without its log")
 
     def tick(self, nimg: int, record: dict[str, Any]) -> None:
         """Print the status line."""
@@ -65,7 +74,7 @@ class Console:
 
 
 def format_tick(record: dict[str, Any], total_kimg: float) -> str:
-    """The status line of one tick, from its stats.jsonl record; `eta` is left out while the speed is unknown."""
+    """The status line of one tick, from its stats.jsonl record; `eta` is left out in the first tick."""
     kimg = _mean(record, "Progress/kimg")
     sec_per_kimg = _mean(record, "Timing/sec_per_kimg")
     fields = [
@@ -79,7 +88,7 @@ def format_tick(record: dict[str, Any], total_kimg: float) -> str:
         f"gpumem {_mean(record, 'Resources/peak_gpu_mem_gb'):.2f}",
         f"augment {_mean(record, 'Progress/augment'):.3f}",
     ]
-    if sec_per_kimg > 0:
+    if sec_per_kimg > 0 and _mean(record, "Progress/tick") > 0:  # the first tick is one slow step
         fields.append(f"eta {format_time(max(total_kimg - kimg, 0) * sec_per_kimg, max_units=2)}")
     return " ".join(fields)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,10 @@ def _adam(
 
 def save_state(path: Path, state: TrainingState, tracker: dict[str, Any]) -> None:
     """Write the training state atomically; `tracker` holds plain values of the tracking."""
+    content = io.BytesIO()  # torch.save to a full disk says nothing of a disk; writing bytes does
+    torch.save({"format": _FORMAT, "state": state.state_dict(), "tracker": tracker}, content)
     with atomic_path(path) as temporary:
-        torch.save({"format": _FORMAT, "state": state.state_dict(), "tracker": tracker}, temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def read_state(path: Path) -> dict[str, Any]:

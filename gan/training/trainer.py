@@ -99,7 +99,7 @@ class Trainer:
             status = "KILLED"
             raise
         except GanError as error:
-            self.print(f"error: {error}")
+            self.console.log(f"error: {error}")
             raise
         finally:
             self.trackers.close(status)
@@ -163,7 +163,7 @@ class Trainer:
         begin = f"continuing at {progress.nimg / 1000:g} kimg" if self.resumed else "starting"
         self.print(f"Run:       {self.run_dir} ({begin}, {config.total_kimg} kimg in all)")
         self.print(f"Data:      {data.path}: {len(self.dataset)} images, {shown}{classes}")
-        self.print(f"Networks:  G {sizes[0]:.1f} M parameters, D {sizes[1]:.1f} M")
+        self.print(f"Networks:  G {sizes[0]:.2f} M parameters, D {sizes[1]:.2f} M")
         self.print(f"Batch:     {config.batch_size}, {config.batch_gpu} at a time")
         device = resources.device_name(self.device)
         self.print(f"Computing: {device}, {precision}; PyTorch operations, no CUDA kernels yet")

@@ -55,10 +55,11 @@ def test_a_tiny_run_writes_exactly_these_files(tiny_dataset: Path, outdir: Path)
     log = (run_dir / "log.txt").read_text()
     line = re.compile(
         r"^tick \d+ +kimg [\d.]+ +time [\dsmhd ]+ sec/tick [\d.]+ sec/kimg [\d.]+ maintenance [\d.]+ "
-        r"cpumem [\d.]+ gpumem [\d.]+ augment [\d.]+ eta [\dsmhd ]+$",
+        r"cpumem [\d.]+ gpumem [\d.]+ augment [\d.]+( eta [\dsmhd ]+)?$",
         re.MULTILINE,
     )
     assert len(line.findall(log)) == 3
+    assert log.count(" eta ") == 2
     records = [json.loads(text) for text in (run_dir / "stats.jsonl").read_text().splitlines()]
     assert [r["Progress/kimg"]["mean"] for r in records] == [0.125, 0.625, 1.0]
     last = records[-1]
@@ -231,3 +232,6 @@ def test_a_damaged_image_in_the_middle_ends_the_run_by_name(tmp_path: Path, outd
     result = run("--data", tmp_path / "bad.zip", *TINY)
     assert result.exit_code == 1
     assert any("img00000005.png is damaged" in line for line in problems(result)), result.output
+    assert result.output.count("img00000005.png") == 1
+    (run_dir,) = outdir.glob("0*")
+    assert "img00000005.png is damaged" in (run_dir / "log.txt").read_text()

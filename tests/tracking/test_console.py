@@ -36,6 +36,17 @@ def test_status_line_without_gpu_speed_or_finite_numbers():
     assert "eta" not in line
 
 
+def test_the_first_tick_promises_no_end_because_its_one_step_is_slow():
+    assert "eta" not in format_tick(entries(**{"Progress/tick": 0.0}), total_kimg=1000.0)
+
+
+def test_log_writes_to_the_file_alone(tmp_path, capsys):
+    console = Console(tmp_path, total_kimg=1.0)
+    console.log("error: what happened")
+    assert (tmp_path / "log.txt").read_text() == "error: what happened\n"
+    assert capsys.readouterr().out == ""
+
+
 def test_nothing_is_left_when_the_last_tick_overshoots():
     assert format_tick(entries(), total_kimg=47.0).endswith(" eta 0s")
 

@@ -147,3 +147,22 @@ def test_everything_in_the_state_comes_back(tmp_path: Path) -> None:
     assert other.ada_signs.tolist() == [3, 4]
     assert other.stats.flush() == {"a": {"num": 2, "mean": 1.5, "std": 0.5}}
     assert all(torch.equal(p, q) for p, q in zip(other.G.parameters(), state.G.parameters(), strict=True))
+
+
+def test_a_full_disk_is_said_in_one_line_and_keeps_the_old_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = resolve(TrainOptions(data="x", cbase=64, cmax=8, map_depth=1, batch=8), DataInfo("x", "x", 10, 16, 3))
+    state = TrainingState(config, torch.device("cpu"))
+    path = tmp_path / "training-state.pt"
+    save_state(path, state, {})
+    before = path.read_bytes()
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(GanError, match=r"training-state\.pt: no space left on the device"):
+        save_state(path, state, {})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import PIL.Image
+from click.testing import CliRunner
+
+from gan.cli import main
+
+
+def test_the_demo_draws_packs_trains_samples_and_says_what_to_do_next(outdir: Path, tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    outdir.rename(tmp_path / "demo/training-runs")
+    result = CliRunner().invoke(main, ["demo", "--kimg", "1"])
+    assert result.exit_code == 0, result.output
+    for command in (
+        "python dataset_tool.py --source demo",
+        "python train.py --demo",
+        "python generate.py --seeds 0-35",
+    ):
+        assert f"$ {command}" in result.output
+    text = result.output[result.output.index("What it wrote:") :]
+    for line in text.splitlines()[1:6]:
+        assert (tmp_path / line.split()[0]).is_file(), line
+    assert PIL.Image.open(tmp_path / "demo/out/grid.png").size == (6 * 32, 6 * 32)
+    (run_dir,) = (tmp_path / "demo/training-runs").glob("0*")
+    assert json.loads((run_dir / "training_options.json").read_text())["network"]["channel_base"] == 2048
+    assert text.count("python train.py") == 2
+    assert "mlflow ui" in text
+
+
+def test_help_names_every_command() -> None:
+    output = CliRunner().invoke(main, ["--help"]).output
+    for command in ("dataset-tool", "train", "generate", "demo"):
+        assert command in output
