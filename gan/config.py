@@ -429,8 +429,9 @@ def resolve(options: TrainOptions, data: DataInfo) -> TrainConfig:
     problems = check_options(o)
     if o.subset is not None and o.subset > data.num_images:
         problems.append(f"--subset {o.subset}: {data.path} holds {data.num_images} images; give at most that many")
-    if problems:
-        raise UsageError(problems)
+    counts = (o.gpus, o.batch, o.batch_gpu, o.mbstd_group, o.cbase)
+    if any(count is not None and count < 1 for count in counts):
+        raise UsageError(problems)  # nothing can be divided by these
 
     res = data.resolution
     batch = o.batch or preset.batch or max(min(o.gpus * min(4096 // res, 32), 64), o.gpus)
@@ -486,7 +487,7 @@ def resolve(options: TrainOptions, data: DataInfo) -> TrainConfig:
         tf32=o.tf32,
         init_from=o.resume,
     )
-    problems = check_division(config)
+    problems += check_division(config)
     if config.network.channel_base < res:
         problems.append(
             f"--cbase {config.network.channel_base}: leaves no channels at {res}x{res}; give at least {res}"
@@ -501,18 +502,19 @@ def check_division(config: TrainConfig) -> list[str]:
     batch, batch_gpu, gpus = config.batch_size, config.batch_gpu, config.gpus
     if batch % gpus != 0:
         return [f"--batch {batch} is not divisible by --gpus {gpus}; try {_multiples(batch, gpus)}"]
-    share = batch // gpus
+    share, group = batch // gpus, config.network.mbstd_group_size
+    usable = [d for d in range(1, share + 1) if share % d == 0 and d % min(group, d) == 0]
     if batch_gpu > share or share % batch_gpu != 0:
-        divisors = [d for d in range(1, share + 1) if share % d == 0]
-        shown = ", ".join(map(str, divisors[-6:]))
+        shown = ", ".join(map(str, usable[-6:]))
         return [
             f"--batch-gpu {batch_gpu} does not divide --batch {batch} / --gpus {gpus} = {share}; try one of {shown}"
         ]
-    group = min(config.network.mbstd_group_size, batch_gpu)
-    if batch_gpu % group != 0:
-        remedy = f"try {_multiples(batch_gpu, group)}, or --mbstd-group {_largest_divisor(batch_gpu, group)}"
+    if batch_gpu % min(group, batch_gpu) != 0:
+        smaller = max(d for d in usable if d < batch_gpu)
+        divisor = max(d for d in range(1, group + 1) if batch_gpu % d == 0)
         return [
-            f"--batch-gpu {batch_gpu} is not divisible by --mbstd-group {config.network.mbstd_group_size}; {remedy}"
+            f"--batch-gpu {batch_gpu} is not divisible by --mbstd-group {group}; "
+            f"try --batch-gpu {smaller}, or --mbstd-group {divisor}"
         ]
     return []
 
@@ -570,7 +572,3 @@ def _first(*values: Any) -> Any:
 def _multiples(value: int, of: int) -> str:
     below, above = value // of * of, (value // of + 1) * of
     return f"{below} or {above}" if below else str(above)
-
-
-def _largest_divisor(value: int, limit: int) -> int:
-    return max(d for d in range(1, limit + 1) if value % d == 0)

@@ -19,7 +19,7 @@ from torch_utils.ops import bias_act, conv2d_resample, upfirdn2d
 
 # What "half precision" means where: bfloat16 has hardware on CPUs, float16 on GPUs.
 _HALF_DTYPE = {"cuda": torch.float16, "cpu": torch.bfloat16}
-_ACTIVATION_GAIN = {"relu": 2**0.5, "lrelu": 2**0.5, "swish": 2**0.5}  # what keeps the variance; others: 1
+_ACTIVATIONS = ("linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus", "swish")
 
 
 def normalize_2nd_moment(x: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
@@ -139,7 +139,7 @@ class Conv2dLayer(_Recorded):
         self.activation, self.up, self.down, self.conv_clamp = activation, up, down, conv_clamp
         self.padding = kernel_size // 2
         self.weight_gain = 1 / np.sqrt(in_channels * kernel_size**2).item()
-        self.act_gain = _ACTIVATION_GAIN.get(activation, 1.0)
+        self.act_gain = _activation_gain(activation)
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
         weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
         tensors = {"weight": weight, "bias": torch.zeros([out_channels]) if bias else None}
@@ -224,9 +224,9 @@ class MappingNetwork(_Recorded):
         if self.num_ws is not None:
             x = x[:, None].expand(-1, self.num_ws, -1)
         if truncation_psi != 1:
-            if self.w_avg_beta is None:
-                raise ValueError("truncation needs the mean of w, which this network does not track (w_avg_beta)")
-            if self.num_ws is None or truncation_cutoff is None:
+            if self.w_avg_beta is None or self.num_ws is None:
+                raise ValueError("truncation needs the mean of w, which this network does not track")
+            if truncation_cutoff is None:
                 return self.w_avg.lerp(x, truncation_psi)
             near = self.w_avg.lerp(x[:, :truncation_cutoff], truncation_psi)
             x = torch.cat([near, x[:, truncation_cutoff:]], dim=1)
@@ -261,7 +261,7 @@ class SynthesisLayer(_Recorded):
         super().__init__()
         self.resolution, self.up, self.use_noise = resolution, up, use_noise
         self.activation, self.conv_clamp, self.padding = activation, conv_clamp, kernel_size // 2
-        self.act_gain = _ACTIVATION_GAIN.get(activation, 1.0)
+        self.act_gain = _activation_gain(activation)
         self.register_buffer("resample_filter", upfirdn2d.setup_filter(resample_filter))
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
         self.weight = torch.nn.Parameter(torch.randn([out_channels, in_channels, kernel_size, kernel_size]))
@@ -726,6 +726,13 @@ def set_half_dtype(network: torch.nn.Module, dtype: torch.dtype | None) -> None:
             module.__dict__.pop("half_dtype", None)
             if dtype is not None:
                 module.half_dtype = dtype
+
+
+def _activation_gain(activation: str) -> float:
+    """The gain after an activation that keeps the variance."""
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation {activation!r} is not one of {', '.join(_ACTIVATIONS)}")
+    return 2**0.5 if activation in ("relu", "lrelu", "swish") else 1.0
 
 
 def _check_architecture(architecture: str) -> None:

@@ -46,7 +46,7 @@ def adjusted_p(
 
     arXiv 2006.06676, section 3.1, eq. 1. All on the device; kept in [0, p_max] without a hidden surplus.
     """
-    r_t = sign_sum / sign_count.clamp(min=1)
+    r_t = torch.where(sign_count > 0, sign_sum / sign_count, target)  # no signs, no move
     return (p + (r_t - target).sign() * step).clamp(0, p_max)
 
 
@@ -54,7 +54,8 @@ def step_seed(seed: int, nimg: int, rank: int = 0) -> int:
     """Seed of the random numbers of the batch that starts at image `nimg`: what makes resuming equal not stopping."""
     # splitmix64 finaliser (Steele et al. 2014): neighbouring counters give unrelated seeds.
     mask = (1 << 64) - 1
-    x = (seed * 0x9E3779B97F4A7C15 + nimg * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & mask
+    # One more than the counters: all zeros would stay zero, the seed that made the networks.
+    x = ((seed + 1) * 0x9E3779B97F4A7C15 + nimg * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & mask
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
     return (x ^ (x >> 31)) >> 1  # torch takes seeds of 63 bits on every device

@@ -462,6 +462,21 @@ class TestHalfPrecision:
         assert_close(layer(x, gain=0.25), layer(x) * 0.25, 1e-6)
 
 
+class TestDoublePrecision:
+    """Float64 networks are what other tests calculate with."""
+
+    def test_networks_made_float64_compute_in_float64(self):
+        G, D = with_noise(small_generator(num_fp16_res=4)).double(), small_discriminator(num_fp16_res=4).double()
+        z = torch.randn(4, 6, dtype=torch.float64)
+        assert G.mapping(z).dtype == torch.float64
+        img = G(z, noise_mode="const", force_fp32=True)
+        logits = D(img, force_fp32=True)
+        assert img.dtype == logits.dtype == torch.float64
+        single = with_noise(small_generator())(z.float(), noise_mode="const")
+        assert 0 < (single - img).abs().max() < 1e-5 * img.abs().max()
+        assert 0 < (small_discriminator()(img.float()) - logits).abs().max() < 1e-5 * logits.abs().max()
+
+
 class TestFreezeD:
     ORDER = ("b32.fromrgb", "b32.conv0", "b32.conv1", "b32.skip",
              "b16.conv0", "b16.conv1", "b16.skip", "b8.conv0", "b8.conv1", "b8.skip")  # fmt: skip

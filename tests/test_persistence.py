@@ -153,9 +153,7 @@ def test_other_programs_open_it(data, G):
     hook.remove()
 
 
-@pytest.mark.parametrize(
-    "module", [networks, pytest.param(augment, marks=pytest.mark.xfail(reason="imports ops.grid_sample at its top"))]
-)
+@pytest.mark.parametrize("module", [networks, augment])
 def test_embedded_source_needs_only_what_other_programs_have(module):
     allowed = {"torch", "numpy", "torch_utils.ops", "collections.abc", "typing", "math", "__future__"}
     for node in ast.parse(Path(module.__file__).read_text()).body:

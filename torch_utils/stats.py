@@ -19,6 +19,8 @@ class Stats:
 
     def report(self, name: str, values: torch.Tensor) -> None:
         """Add the elements of `values`, any shape, on this object's device."""
+        if values.numel() == 0:
+            return
         x = values.detach().reshape(-1).to(self._dtype)
         moments = torch.stack([torch.ones_like(x), x, x * x]).sum(dim=1)
         if name in self._moments:
@@ -36,11 +38,11 @@ class Stats:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What has been reported since the last flush; continuing with it loses nothing."""
-        return {name: moments.cpu() for name, moments in self._moments.items()}
+        return {name: moments.cpu().clone() for name, moments in self._moments.items()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Take over what `state_dict` gave."""
-        self._moments = {name: moments.to(self.device, self._dtype) for name, moments in state.items()}
+        self._moments = {name: moments.to(self.device, self._dtype, copy=True) for name, moments in state.items()}
 
 
 def summary(num: float, total: float, square: float) -> dict[str, float]:

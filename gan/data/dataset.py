@@ -16,6 +16,7 @@ import PIL.Image
 from gan.errors import GanError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+MAX_CLASSES = 10_000  # each is a column of every label
 _PACK_HINT = "pack it with: python dataset_tool.py --source {path} --dest {stem}.zip --resolution 256x256"
 
 
@@ -147,6 +148,12 @@ def _label_rows(labels: list[Any], names: list[str], path: Path) -> tuple[np.nda
                 f"{path}: the label of {name} in dataset.json has {len(label)} numbers, not {len(labels[0])}"
             )
     if wants_class:
+        largest = max(labels)
+        if largest >= MAX_CLASSES:
+            name = names[labels.index(largest)]
+            raise GanError(
+                f"{path}: the label of {name} is class {largest}; number the classes from 0 on, without gaps"
+            )
         index = np.asarray(labels, dtype=np.int64)
         return np.eye(int(index.max()) + 1, dtype=np.float32), index
     rows, index = np.unique(np.asarray(labels, dtype=np.float32), axis=0, return_inverse=True)
@@ -263,6 +270,7 @@ def _decode_own_png(data: bytes) -> np.ndarray | None:
     return image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
 
 
+_CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3, "LA": 2, "RGBA": 4}
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -273,8 +281,9 @@ def _header_shape(file: Any) -> tuple[int, int, int]:
         return (3 if header[25] == 2 else 1), height, width
     file.seek(0)
     with PIL.Image.open(file) as image:
-        channels = 1 if image.mode in ("1", "L") else len(image.getbands()) if image.mode != "P" else 3
-        return channels, image.height, image.width
+        if image.mode not in _CHANNELS:
+            raise ValueError(f"its pixels are {image.mode}, not 8-bit grey or RGB; pack it with dataset_tool.py")
+        return _CHANNELS[image.mode], image.height, image.width
 
 
 def _describe(shape: tuple[int, ...]) -> str:

@@ -73,16 +73,17 @@ class Trainer:
 
     def run(self) -> bool:
         """Train. Returns whether the run is complete (False: it was asked to stop, and can be continued)."""
-        batches = self._batches()
-        first = next(batches)  # worker processes start before any thread does
-        self._open_trackers()
+        self.console = Console(self.run_dir, self.config.total_kimg)
+        self.trackers = Trackers([self.console], self.console.print)
         status = "FAILED"
         try:
+            batches = self._batches()
+            images, indices = next(batches)  # worker processes start before the thread of MLflow does
+            self._open_trackers()
             with StopRequest() as stop:
                 self._announce()
                 if not self.resumed:
                     self._save_first_images()
-                images, indices = first
                 while not self.complete:
                     self.step(images, indices)
                     if self._tick_is_due():
@@ -137,7 +138,6 @@ class Trainer:
 
     def _open_trackers(self) -> None:
         nimg = self.state.progress.nimg
-        self.console = Console(self.run_dir, self.config.total_kimg)
         mlflow = MlflowTracker(
             self.run_dir.name,
             experiment=self.config.data.name,

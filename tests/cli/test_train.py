@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from click.testing import CliRunner, Result
-from conftest import TINY, write_dataset
+from tiny import TINY, write_dataset
 
 from gan.cli.train import train
 from gan.config import DataInfo, TrainOptions, resolve
@@ -147,7 +147,10 @@ def test_every_problem_is_listed_at_once_before_anything_is_made(
     [
         (["--batch", 12, "--gpus", 8], "--batch 12 is not divisible by --gpus 8; try 8 or 16"),
         (["--batch", 32, "--batch-gpu", 5], "--batch-gpu 5 does not divide --batch 32 / --gpus 1 = 32; try one of"),
-        (["--batch", 12, "--mbstd-group", 8], "--batch-gpu 12 is not divisible by --mbstd-group 8; try 8 or 16"),
+        (
+            ["--batch", 12, "--mbstd-group", 8],
+            "--batch-gpu 12 is not divisible by --mbstd-group 8; try --batch-gpu 6, or --mbstd-group 6",
+        ),
         (["--cbase", 8], "--cbase 8: leaves no channels at 16x16; give at least 16"),
         (["--cond"], "has no labels (dataset.json says none); leave out --cond"),
         (["--subset", 41], "--subset 41: "),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import TINY
+from tiny import TINY
 
 from gan import models
 from gan.cli.train import train

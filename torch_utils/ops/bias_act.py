@@ -90,7 +90,7 @@ def bias_act_ref(
 
 
 def _along(b: torch.Tensor, dim: int, ndim: int) -> torch.Tensor:
-    return b.reshape([-1 if i == dim else 1 for i in range(ndim)])
+    return b.reshape([-1 if i == dim % ndim else 1 for i in range(ndim)])
 
 
 def _check(
