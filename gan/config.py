@@ -56,6 +56,7 @@ class Preset:
     pl_weight: float = 2
     style_mixing_prob: float = 0.9
     d_architecture: str = "resnet"
+    use_noise: bool = True
     aug: str = "ada"
     ada_kimg: int = 500
     tick_kimg: float = 4
@@ -94,19 +95,22 @@ PRESETS = {
     ),
 }
 # What `--demo` takes instead of a preset of --cfg: small enough to learn simple pictures of 32x32 in minutes on a
-# laptop. No augmentation, because p would hardly leave 0 in so short a run, and no path length regularisation.
+# laptop. No augmentation, because p would hardly leave 0 in so short a run; no noise, which flat drawings have no use
+# for and which costs a short run a long grainy phase (docs/experiments.md).
 DEMO_PRESET = Preset(
     ref_gpus=1,
-    kimg=22,
+    kimg=24,
     batch=16,
     channel_base=2048,
     channel_max=64,
     lr=0.0025,
-    gamma=0.01,
-    ema_kimg=0.5,
+    gamma=0.05,
+    ema_kimg=1,
     ema_rampup=0.05,
     mapping_layers=2,
     pl_weight=0,
+    style_mixing_prob=0,
+    use_noise=False,
     aug="noaug",
     tick_kimg=2,
     snap=6,
@@ -204,11 +208,13 @@ class NetworkConfig:
     mbstd_group_size: int
     d_architecture: str
     freeze_layers: int
+    use_noise: bool = True
     z_dim: int = 512
     w_dim: int = 512
 
     def generator_kwargs(self, data: DataConfig) -> dict[str, Any]:
         """Constructor arguments of `gan.networks.Generator`."""
+        noise = {} if self.use_noise else {"use_noise": False}
         return {
             "z_dim": self.z_dim,
             "c_dim": data.label_dim,
@@ -216,7 +222,7 @@ class NetworkConfig:
             "img_resolution": data.resolution,
             "img_channels": data.channels,
             "mapping_kwargs": {"num_layers": self.mapping_layers},
-            "synthesis_kwargs": {**self._common(), "fp16_channels_last": True},
+            "synthesis_kwargs": {**self._common(), "fp16_channels_last": True, **noise},
         }
 
     def discriminator_kwargs(self, data: DataConfig) -> dict[str, Any]:
@@ -461,6 +467,7 @@ def resolve(options: TrainOptions, data: DataInfo) -> TrainConfig:
             mbstd_group_size=mbstd,
             d_architecture=preset.d_architecture,
             freeze_layers=o.freezed,
+            use_noise=preset.use_noise,
         ),
         loss=LossConfig(
             r1_gamma=_first(o.gamma, preset.gamma, 0.0002 * res**2 / batch),
