@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gan import augment
 from gan.augment import AugmentPipe
-from gan.config import AUGMENT_PIPES
+from gan.presets import AUGMENT_PIPES
 
 with np.load(Path(__file__).parent / "golden" / "augment.npz") as file:
     GOLDEN = {name: torch.as_tensor(file[name]) for name in file.files if name != "meta"}

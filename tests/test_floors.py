@@ -13,6 +13,7 @@ SOURCES = sorted([*ROOT.glob("gan/**/*.py"), *ROOT.glob("torch_utils/**/*.py")])
 FLOORS = {
     "torch_utils": 0,
     "gan.errors": 0.5,
+    "gan.presets": 0.75,
     "gan.files": 1,
     "gan.config": 1,
     "gan.data": 2,
@@ -31,6 +32,7 @@ FLOORS = {
 WITHOUT_TORCH = {
     "gan.errors",
     "gan.files",
+    "gan.presets",
     "gan.config",
     *(f"gan.data.{name}" for name in ("demo", "sources", "scan", "transforms", "pack", "dataset", "sampler")),
 }

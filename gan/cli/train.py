@@ -14,14 +14,15 @@ from gan import config as cfg
 from gan.cli.command import Command, Option, given, problems_of
 from gan.config import TrainConfig, TrainOptions
 from gan.errors import GanError, UsageError
+from gan.presets import AUGMENT_PIPES, PRESETS
 
 if TYPE_CHECKING:
     from gan.data.dataset import ImageDataset
 
 _CHOICES = {
-    "cfg": list(cfg.PRESETS),
+    "cfg": list(PRESETS),
     "aug": list(cfg.AUGMENT_MODES),
-    "augpipe": list(cfg.AUGMENT_PIPES),
+    "augpipe": list(AUGMENT_PIPES),
     "device": list(cfg.DEVICES),
     "precision": list(cfg.PRECISIONS),
 }

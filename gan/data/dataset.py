@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -235,6 +236,13 @@ def decode(data: bytes, where: str) -> np.ndarray:
         except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
             raise GanError(f"{where} is damaged or not an image ({error}); remove it and pack again") from error
     return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+
+
+def decoder() -> str:
+    """What decodes PNGs of our own kind, for the start of a run's log."""
+    if importlib.util.find_spec("pyspng") is not None:
+        return "pyspng"
+    return "Pillow, slower, because pyspng is not installed"
 
 
 def _is_own_png(data: bytes) -> bool:

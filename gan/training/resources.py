@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import sys
@@ -10,12 +11,17 @@ import sys
 import torch
 
 
+def can_measure_memory() -> bool:
+    """Whether `cpu_memory_gb` knows."""
+    return importlib.util.find_spec("psutil") is not None
+
+
 def cpu_memory_gb() -> float:
     """Resident memory of this process; 0 if psutil is not there to say."""
-    try:
-        import psutil
-    except ImportError:
+    if not can_measure_memory():
         return 0.0
+    import psutil
+
     return psutil.Process().memory_info().rss / 2**30
 
 
@@ -34,7 +40,8 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return "Apple GPU"
-    return f"CPU with {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU with {threads} thread{'s' * (threads > 1)}"
 
 
 def versions(device: torch.device) -> dict[str, str]:

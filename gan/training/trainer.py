@@ -12,7 +12,7 @@ import torch
 
 from gan import models
 from gan.config import TrainConfig
-from gan.data.dataset import ImageDataset
+from gan.data.dataset import ImageDataset, decoder
 from gan.data.loader import LabelTable, batch_stream
 from gan.errors import GanError
 from gan.networks import set_half_dtype
@@ -162,11 +162,13 @@ class Trainer:
         classes = f", {data.label_dim} label values" if data.label_dim else ""
         begin = f"continuing at {progress.nimg / 1000:g} kimg" if self.resumed else "starting"
         self.print(f"Run:       {self.run_dir} ({begin}, {config.total_kimg} kimg in all)")
-        self.print(f"Data:      {data.path}: {len(self.dataset)} images, {shown}{classes}")
+        self.print(f"Data:      {data.path}: {len(self.dataset)} images, {shown}{classes}; decoded by {decoder()}")
         self.print(f"Networks:  G {sizes[0]:.2f} M parameters, D {sizes[1]:.2f} M")
         self.print(f"Batch:     {config.batch_size}, {config.batch_gpu} at a time")
         device = resources.device_name(self.device)
         self.print(f"Computing: {device}, {precision}; PyTorch operations, no CUDA kernels yet")
+        if not resources.can_measure_memory():
+            self.print("Memory:    cpumem reads 0, because psutil is not installed")
         if config.init_from and not self.resumed:
             self.print(f"Weights:   from {config.init_from}")
         self.print("Stop with Ctrl-C: the run is saved, and python train.py --resume goes on where it was")
