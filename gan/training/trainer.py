@@ -174,6 +174,7 @@ class Trainer:
         self.print("Stop with Ctrl-C: the run is saved, and python train.py --resume goes on where it was")
 
     def _save_first_images(self) -> None:
+        self.print("Writing reals.png and fakes_init.png first")
         self.grid.save_reals(self.dataset, self.run_dir / "reals.png")
         self.trackers.image("reals", self.run_dir / "reals.png", 0)
         self._save_fakes("fakes_init.png")
