@@ -19,8 +19,8 @@ CASES: dict[str, dict[str, Any]] = {
     "32 px, cbase 2048, bfloat16": {"res": 32, "precision": "bf16", "cbase": 2048, "cmax": 64},
     "64 px, cbase 2048, float32": {"res": 64, "precision": "fp32", "cbase": 2048, "cmax": 64},
     "64 px, cbase 2048, bfloat16": {"res": 64, "precision": "bf16", "cbase": 2048, "cmax": 64},
-    "demo": {"res": 32, "precision": "auto", "demo": True},
-    "demo, freed memory returned": {"res": 32, "precision": "auto", "demo": True, "keep_memory": False},
+    "demo": {"res": 64, "precision": "auto", "demo": True},
+    "demo, freed memory returned": {"res": 64, "precision": "auto", "demo": True, "keep_memory": False},
 }
 
 

@@ -81,14 +81,14 @@ PRESETS = {
         d_architecture="orig",
     ),
 }
-# What `--demo` takes instead of a preset of --cfg: small enough to learn simple pictures of 32x32 in minutes on a
+# What `--demo` takes instead of a preset of --cfg: small enough to learn simple pictures of 64x64 in minutes on a
 # laptop. No augmentation, because p would hardly leave 0 in so short a run; no noise, which flat drawings have no use
 # for and which costs a short run a long grainy phase (docs/experiments.md).
 DEMO_PRESET = Preset(
     ref_gpus=1,
-    kimg=24,
+    kimg=16,
     batch=16,
-    channel_base=2048,
+    channel_base=1024,
     channel_max=64,
     lr=0.0025,
     gamma=0.05,
@@ -100,5 +100,5 @@ DEMO_PRESET = Preset(
     use_noise=False,
     aug="noaug",
     tick_kimg=2,
-    snap=6,
+    snap=4,
 )

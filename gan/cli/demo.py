@@ -24,7 +24,7 @@ def demo(folder: str, kimg: int | None) -> None:
     begin = time.monotonic()
     root = Path(folder)
     data, runs, out = root / "landscapes.zip", root / "training-runs", root / "out"
-    _run("dataset_tool.py", "--source", "demo", "--dest", data, "--resolution", "32x32")
+    _run("dataset_tool.py", "--source", "demo", "--dest", data, "--resolution", "64x64")
     longer = [] if kimg is None else ["--kimg", kimg]
     _run("train.py", "--demo", "--data", data, "--outdir", runs, *longer)
 

@@ -23,9 +23,9 @@ def test_the_demo_draws_packs_trains_samples_and_says_what_to_do_next(outdir: Pa
     text = result.output[result.output.index("What it wrote:") :]
     for line in text.splitlines()[1:6]:
         assert (tmp_path / line.split()[0]).is_file(), line
-    assert PIL.Image.open(tmp_path / "demo/out/grid.png").size == (6 * 32, 6 * 32)
+    assert PIL.Image.open(tmp_path / "demo/out/grid.png").size == (6 * 64, 6 * 64)
     (run_dir,) = (tmp_path / "demo/training-runs").glob("0*")
-    assert json.loads((run_dir / "training_options.json").read_text())["network"]["channel_base"] == 2048
+    assert json.loads((run_dir / "training_options.json").read_text())["network"]["channel_base"] == 1024
     assert text.count("python train.py") == 2
     assert "mlflow ui" in text
 
