@@ -46,7 +46,7 @@ def keep_freed_memory() -> None:
     """Have glibc keep large freed blocks instead of returning them to the system.
 
     A step on a CPU frees and takes again hundreds of large tensors; giving each back means faulting every page of it
-    in again: 7 % of the demo's step (benchmarks/train_step.py). Without glibc nothing happens.
+    in again: 12 % of the demo's step (benchmarks/train_step.py). Without glibc nothing happens.
     """
     if not sys.platform.startswith("linux"):
         return
