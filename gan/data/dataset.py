@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from gan.data.sources import is_hidden
 from gan.errors import GanError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -180,7 +181,7 @@ class _Files:
         return {**self.__dict__, "_zip": None, "_pid": -1}
 
     def image_names(self) -> list[str]:
-        return sorted(n for n in self.names if n.lower().endswith(IMAGE_SUFFIXES) and not _is_hidden(n))
+        return sorted(n for n in self.names if n.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(n))
 
     def read(self, name: str) -> bytes:
         try:
@@ -296,7 +297,3 @@ def _header_shape(file: Any) -> tuple[int, int, int]:
 
 def _describe(shape: tuple[int, ...]) -> str:
     return f"{shape[2]}x{shape[1]} with {shape[0]} channel{'s' if shape[0] > 1 else ''}"
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))

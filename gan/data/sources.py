@@ -166,12 +166,13 @@ def _files_below(root: Path) -> list[str]:
 
 def _split_names(paths: Iterable[str]) -> tuple[list[str], list[str]]:
     """Sorted image paths, and sorted other paths; what the system hides belongs to neither."""
-    visible = sorted(path for path in paths if not _is_hidden(path))
+    visible = sorted(path for path in paths if not is_hidden(path))
     images = [path for path in visible if posixpath.splitext(path)[1].lower() in IMAGE_SUFFIXES]
     return images, [path for path in visible if posixpath.splitext(path)[1].lower() not in IMAGE_SUFFIXES]
 
 
-def _is_hidden(path: str) -> bool:
+def is_hidden(path: str) -> bool:
+    """Whether a path with '/' between its parts is nothing a user put there: hidden, or an archiver's leftovers."""
     return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in path.split("/"))
 
 
