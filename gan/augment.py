@@ -103,11 +103,13 @@ class AugmentPipe(torch.nn.Module):
         n, _, height, width = images.shape
         draw = Draws(n, self.p, images.device, debug_percentile)
         if any((self.xflip, self.rotate90, self.xint, self.scale, self.rotate, self.aniso, self.xfrac)):
-            images = warp(images, self._inverse_geometry(draw, width, height), self.Hz_geom)
+            images = warp(images, self._inverse_geometry(draw, width, height).to(images.dtype), self.Hz_geom)
         if any((self.brightness, self.contrast, self.lumaflip, self.hue, self.saturation)):
-            images = apply_colour(images, self._colour_matrix(draw, images.shape[1]))
+            images = apply_colour(images, self._colour_matrix(draw, images.shape[1]).to(images.dtype))
         if self.imgfilter:
-            images = filter_reflected(images, self._band_gains(draw) @ self.Hz_fbank)
+            images = filter_reflected(
+                images, (self._band_gains(draw).to(self.Hz_fbank.dtype) @ self.Hz_fbank).to(images.dtype)
+            )
         if self.noise:
             sigma = draw.gated(self.noise, draw.abs_normal() * self.noise_std, 0)
             images = images + torch.randn_like(images) * sigma[:, None, None, None]

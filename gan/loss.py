@@ -102,7 +102,8 @@ def path_length(
     """
     ws, w_mean = mapped(G, latents)
     img = G.synthesis(ws)
-    y = torch.randn_like(img) if noise is None else noise
+    # Not randn_like: it fills memory in the order of the layout, and layouts differ between devices.
+    y = torch.randn(img.shape, dtype=img.dtype, device=img.device) if noise is None else noise
     y = y / math.sqrt(img.shape[2] * img.shape[3])
     (gradient,) = torch.autograd.grad((img * y).sum(), ws, create_graph=True)  # [N, L, D]
     lengths = gradient.square().sum(dim=2).mean(dim=1).sqrt()  # [N]

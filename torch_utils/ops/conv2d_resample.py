@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from torch_utils.ops import conv2d
 from torch_utils.ops.upfirdn2d import downsample_padding, quad, upfirdn2d, upsample_padding
 
 
@@ -76,7 +77,7 @@ def conv2d_resample_ref(
     """`conv2d_resample`, written as its definition: upsample, convolve, downsample."""
     pads = _resample_padding(f, up, down, padding)
     x = upfirdn2d(x, f if up > 1 else None, up=up, padding=pads, flip_filter=flip_filter, gain=up**2)
-    x = _conv(x, w, groups=groups, flip_weight=flip_weight)
+    x = F.conv2d(x, w if flip_weight else w.flip([2, 3]), groups=groups)
     return upfirdn2d(x, f, down=down, flip_filter=flip_filter) if down > 1 else x
 
 
@@ -103,7 +104,7 @@ def _conv(
 ) -> torch.Tensor:
     if not flip_weight and w.shape[2:] != (1, 1):
         w = w.flip([2, 3])
-    return F.conv2d(x, w, stride=stride, padding=padding, groups=groups)
+    return conv2d.conv2d(x, w, stride=(stride, stride), padding=padding, groups=groups)
 
 
 def _conv_transpose(
@@ -113,6 +114,9 @@ def _conv_transpose(
     if flip_weight:
         w = w.flip([2, 3])
     out_channels, in_per_group, kh, kw = w.shape
-    w = w.reshape(groups, out_channels // groups, in_per_group, kh, kw).transpose(1, 2)
-    w = w.reshape(groups * in_per_group, out_channels // groups, kh, kw)
-    return F.conv_transpose2d(x, w, stride=stride, padding=padding, groups=groups)
+    if groups == 1:
+        w = w.transpose(0, 1)  # without a copy
+    else:
+        w = w.reshape(groups, out_channels // groups, in_per_group, kh, kw).transpose(1, 2)
+        w = w.reshape(groups * in_per_group, out_channels // groups, kh, kw)
+    return conv2d.conv_transpose2d(x, w, stride=(stride, stride), padding=padding, groups=groups)
