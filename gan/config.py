@@ -18,6 +18,8 @@ from gan.presets import AUGMENT_PIPES, DEMO_PRESET, PRESETS, PRETRAINED, Preset
 AUGMENT_MODES = ("ada", "fixed", "noaug")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+CUDA_GRAPHS = ("auto", "on", "off")
+CACHES = ("auto", "device", "disk", "ram", "off")
 
 
 def _opt(default: Any, text: str) -> Any:
@@ -51,7 +53,9 @@ class TrainOptions:
     tick: float | None = _opt(None, "Thousands of images between status lines  [default: 4]")
     seed: int = _opt(0, "Random seed of the run")
     fp32: bool = _opt(False, "The same as --precision fp32")
-    workers: int | None = _opt(None, "Processes that read images ahead  [default: 2 with a GPU, 0 without]")
+    workers: int | None = _opt(None, "Processes that decode images ahead  [default: 2 with a GPU, 0 without]")
+    cache: str = _opt("auto", "Where decoded images are kept; auto takes the GPU, a file, memory, by what has room")
+    cache_dir: str | None = _opt(None, "Folder of the cache file  [default: that of the dataset]")
     desc: str | None = _opt(None, "Text to add to the name of the run folder")
     glr: float | None = _opt(None, "Learning rate of G")
     dlr: float | None = _opt(None, "Learning rate of D")
@@ -62,6 +66,7 @@ class TrainOptions:
     device: str = _opt("auto", "Where to compute; auto takes cuda, then mps, then cpu")
     precision: str = _opt("auto", "Of the high resolutions: auto is fp16 on CUDA, bf16 on CPUs that have it, else fp32")
     tf32: bool = _opt(True, "Allow TF32 in float32 products on NVIDIA GPUs; --tf32=0 is exact and slower")
+    cuda_graphs: str = _opt("auto", "Launch each phase of a step as one on NVIDIA GPUs; auto does if it can")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +215,9 @@ class TrainConfig:
     tf32: bool
     init_from: str | None = None
     """snapshot whose weights the run starts from"""
+    cache: str = "auto"
+    cache_dir: str | None = None
+    cuda_graphs: str = "auto"
 
     def to_json(self) -> str:
         """Text for training_options.json."""
@@ -312,7 +320,18 @@ def check_options(options: TrainOptions) -> list[str]:
         problems.append(f"--precision {o.precision} contradicts --fp32; leave one of them out")
     if o.desc is not None and ("/" in o.desc or "\\" in o.desc):
         problems.append(f"--desc {o.desc}: becomes part of a folder name; leave out the slashes")
-    return problems
+    return problems + check_cache(o.cache, o.cache_dir)
+
+
+def check_cache(cache: str, cache_dir: str | None) -> list[str]:
+    """What is wrong with --cache-dir."""
+    if cache_dir is None:
+        return []
+    if cache in ("ram", "off"):
+        return [f"--cache-dir {cache_dir}: with --cache {cache} there is no file; leave it out, or use --cache disk"]
+    if Path(cache_dir).is_file():
+        return [f"--cache-dir {cache_dir}: is a file; name a folder"]
+    return []
 
 
 def check_resume_name(resume: str) -> str | None:
@@ -396,6 +415,9 @@ def resolve(options: TrainOptions, data: DataInfo) -> TrainConfig:
         precision="fp32" if fp32 else o.precision,
         tf32=o.tf32,
         init_from=o.resume,
+        cache=o.cache,
+        cache_dir=o.cache_dir,
+        cuda_graphs=o.cuda_graphs,
     )
     problems += check_division(config)
     if config.network.channel_base < res:

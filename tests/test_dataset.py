@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from gan.data.dataset import ImageDataset, decode
-from gan.data.loader import LabelTable, batch_stream
+from gan.data.loader import BatchStream, LabelTable
 from gan.data.sampler import epoch_order
 from gan.errors import GanError
 
@@ -147,6 +147,17 @@ class TestSubset:
     def test_as_many_as_there_are_is_all(self, make):
         path = make(files())
         assert len(ImageDataset(path, subset=N)) == len(ImageDataset(path, subset=N + 5)) == N
+
+    def test_a_view_is_the_dataset_opened_with_its_choice(self, make, monkeypatch):
+        path = make(files(labels=by_name([0, 1] * 5)))
+        whole = ImageDataset(path, use_labels=True)
+        opened = ImageDataset(path, use_labels=True, subset=4, mirror=True, seed=3)
+        monkeypatch.setattr(ImageDataset, "_check_images", lambda self: pytest.fail("looked again"))
+        view = whole.view(subset=4, mirror=True, seed=3)
+        assert np.array_equal(everything(view), everything(opened))
+        for mine, theirs in zip(view.label_table(), opened.label_table(), strict=True):
+            assert np.array_equal(mine, theirs)
+        assert len(whole) == N
 
     def test_goes_before_mirroring(self, make):
         path = make(files())
@@ -373,7 +384,7 @@ class TestLoader:
     def test_batches_are_the_images_of_the_stream(self, make, workers, start):
         dataset = ImageDataset(make(files()), mirror=True)
         order = np.concatenate([epoch_order(2 * N, 5, epoch) for epoch in range(4)])[start:]
-        stream = batch_stream(dataset, batch=6, seed=5, start=start, workers=workers)
+        stream = BatchStream(dataset, batch=6, seed=5, start=start, workers=workers)
         for i, (images, indices) in enumerate(itertools.islice(stream, 6)):
             assert images.shape == (6, 3, 8, 8)
             assert images.dtype == torch.uint8
@@ -385,7 +396,7 @@ class TestLoader:
     @pytest.mark.parametrize("workers", [0, 2])
     def test_a_damaged_image_ends_it_with_one_line_that_names_it(self, make, workers):
         dataset = ImageDataset(make({**files(), NAMES[3]: damaged(png(PIXELS[3]))}))
-        stream = batch_stream(dataset, batch=2, seed=0, start=0, workers=workers)
+        stream = BatchStream(dataset, batch=2, seed=0, start=0, workers=workers)
         with pytest.raises(GanError, match=NAMES[3]) as caught:
             list(itertools.islice(stream, N))
         assert "Traceback" not in str(caught.value)
@@ -396,13 +407,13 @@ class TestLoader:
     def test_what_comes_before_the_damaged_image_is_still_delivered(self, make):
         dataset = ImageDataset(make({**files(), NAMES[3]: damaged(png(PIXELS[3]))}))
         place = epoch_order(N, 0, 0).tolist().index(3)
-        stream = batch_stream(dataset, batch=1, seed=0, start=0, workers=2)
+        stream = BatchStream(dataset, batch=1, seed=0, start=0, workers=2)
         assert len(list(itertools.islice(stream, place))) == place
         with pytest.raises(GanError, match=NAMES[3]):
             next(stream)
 
     def test_the_workers_ignore_ctrl_c_and_end_with_the_stream(self, make):
-        stream = batch_stream(ImageDataset(make(files())), batch=2, seed=0, start=0, workers=2)
+        stream = BatchStream(ImageDataset(make(files())), batch=2, seed=0, start=0, workers=2)
         next(stream), next(stream)  # one of each worker: both are up
         children = multiprocessing.active_children()
         assert len(children) == 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import hashlib
 import importlib.util
 import io
 import json
@@ -14,6 +17,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from gan.data.cache import Content, Store, stored_shape
 from gan.data.sources import is_hidden
 from gan.errors import GanError
 
@@ -31,6 +35,7 @@ class ImageDataset:
         subset: keep a random choice of this many images, the same for the same seed.
         mirror: append a horizontally flipped copy of every image.
         seed: of the subset.
+        cache_folder: where the cache of an earlier run may be. All its images were good: none is looked at again.
 
     Raises GanError, naming the file, if anything is missing, unreadable, or of differing size or mode.
     """
@@ -43,20 +48,37 @@ class ImageDataset:
         subset: int | None = None,
         mirror: bool = False,
         seed: int = 0,
+        cache_folder: Path | None = None,
     ) -> None:
         self.path = Path(path)
         self._files = _Files(self.path)
         self._names = self._files.image_names()
         if not self._names:
             raise GanError(f"{self.path}: holds no images ({', '.join(s[1:] for s in IMAGE_SUFFIXES)})")
-        self.resolution, self.channels = self._check_images()
+        known = None
+        if cache_folder is not None:
+            known = stored_shape(self.path, self.fingerprint, len(self._names), cache_folder)
+        self.resolution, self.channels = (known[2], known[0]) if known else self._check_images()
         self._labels = self._read_labels() if use_labels else None
         self.label_dim = 0 if self._labels is None else self._labels[0].shape[1]
+        self._choose(subset, mirror, seed)
+
+    def view(self, *, subset: int | None = None, mirror: bool = False, seed: int = 0) -> ImageDataset:
+        """The same dataset with another choice of images, without opening or reading anything."""
+        other = copy.copy(self)
+        other._choose(subset, mirror, seed)
+        return other
+
+    def _choose(self, subset: int | None, mirror: bool, seed: int) -> None:
         indices = np.arange(len(self._names))
         if subset is not None and subset < len(indices):
             np.random.RandomState(seed).shuffle(indices)  # RandomState: the reference's choice of images
             indices = np.sort(indices[:subset])
-        self._indices, self._mirror = indices, mirror
+        self._indices, self.mirror = indices, mirror
+        self._store: Store | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_store": None}  # other processes are there to decode
 
     @property
     def name(self) -> str:
@@ -68,16 +90,53 @@ class ImageDataset:
         """(C, H, W)."""
         return self.channels, self.resolution, self.resolution
 
-    def __len__(self) -> int:
-        return len(self._indices) * (2 if self._mirror else 1)
+    @property
+    def num_unflipped(self) -> int:
+        """Images without their mirror images. Image i is the unflipped one of i % num_unflipped."""
+        return len(self._indices)
 
-    def image(self, index: int) -> np.ndarray:
-        """One image, uint8 `[C, H, W]`."""
-        flipped, raw = divmod(int(index), len(self._indices))
-        name = self._names[self._indices[raw]]
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of all images in the dataset: other images, another fingerprint."""
+        return self._files.fingerprint(self._names)
+
+    def contents(self) -> list[tuple[Content, np.ndarray | None]]:
+        """What a cache may hold: these images, or the whole dataset, with where they are in it."""
+        path, shape = Path(os.path.abspath(self.path)), self.image_shape
+        whole = Content(path, self.fingerprint, (len(self._names), *shape))
+        if len(self._indices) == len(self._names):
+            return [(whole, None)]
+        choice = hashlib.sha256(self._indices.astype("<i8").tobytes()).hexdigest()
+        part = Content(path, f"{self.fingerprint}-{choice}", (len(self._indices), *shape))
+        return [(part, None), (whole, self._indices)]
+
+    def content(self) -> Content:
+        """What a cache of these images holds."""
+        return self.contents()[0][0]
+
+    def serve_from(self, store: Store) -> None:
+        """Take images from a complete store of this content from now on."""
+        self._store = store
+
+    def __len__(self) -> int:
+        return len(self._indices) * (2 if self.mirror else 1)
+
+    def unflipped(self, row: int) -> np.ndarray:
+        """One image as it is in the file, uint8 `[C, H, W]`; row: 0 to num_unflipped."""
+        if self._store is not None:
+            image = np.empty((1, *self.image_shape), dtype=np.uint8)
+            self._store.take(np.array([row]), image)
+            return image[0]
+        name = self._names[self._indices[row]]
         image = decode(self._files.read(name), f"{self.path}: {name}")
         if image.shape != self.image_shape:
             raise GanError(f"{self.path}: {name} is {_describe(image.shape)}, not {_describe(self.image_shape)}")
+        return image
+
+    def image(self, index: int) -> np.ndarray:
+        """One image, uint8 `[C, H, W]`."""
+        flipped, row = divmod(int(index), len(self._indices))
+        image = self.unflipped(row)
         return image[:, :, ::-1] if flipped else image
 
     def images(self, indices: np.ndarray) -> np.ndarray:
@@ -90,7 +149,7 @@ class ImageDataset:
             return np.zeros([1, 0], dtype=np.float32), np.zeros(len(self), dtype=np.int64)
         rows, index = self._labels
         chosen = index[self._indices]
-        return rows, np.concatenate([chosen, chosen]) if self._mirror else chosen
+        return rows, np.concatenate([chosen, chosen]) if self.mirror else chosen
 
     def _check_images(self) -> tuple[int, int]:
         """Resolution and channels, from the header of every image."""
@@ -182,6 +241,22 @@ class _Files:
 
     def image_names(self) -> list[str]:
         return sorted(n for n in self.names if n.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(n))
+
+    def fingerprint(self, names: list[str]) -> str:
+        """Hex digest of the files' names and sizes, and their checksums in a zip, their times in a folder."""
+        digest, is_folder = hashlib.sha256(), self.path.is_dir()
+        try:
+            for name in names:
+                if is_folder:
+                    status = os.stat(self.path / name)
+                    version = f"{status.st_size} {status.st_mtime_ns}"
+                else:
+                    info = self._open().getinfo(name)
+                    version = f"{info.file_size} {info.CRC}"
+                digest.update(f"{name}\0{version}\0".encode(errors="surrogateescape"))
+        except OSError as error:
+            raise GanError(f"{self.path}: {name} cannot be read ({error})") from error
+        return digest.hexdigest()
 
     def read(self, name: str) -> bytes:
         try:

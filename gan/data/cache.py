@@ -1,0 +1,383 @@
+"""Decoded images, kept so that each is decoded once: in a file beside the dataset, or in memory.
+
+A cache file is a header (`MAGIC`, then JSON with format, fingerprint and shape, filled up with blanks) and the pixels,
+uint8 `[images, C, H, W]`, not flipped. It is made under a temporary name, and renamed when every image is in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import time
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gan.files import explain_os_error, publish, temporary_beside
+
+if TYPE_CHECKING:
+    from gan.data.dataset import ImageDataset
+
+MAGIC = b"GANCACHE"
+HEADER_BYTES = 4096  # a page, so that the pixels of a mapped file are aligned
+_FORMAT = 1  # to be raised when decoding an image gives other pixels than before
+_DAY = 86400
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a cache holds: images of a dataset, in their order, not flipped."""
+
+    dataset: Path
+    fingerprint: str
+    """hex digest of the dataset; for a part of it `-` and a digest of the choice"""
+    shape: tuple[int, int, int, int]
+    """(images, C, H, W)"""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the pixels."""
+        return math.prod(self.shape)
+
+    def file_in(self, folder: Path) -> Path:
+        """`FOLDER/metfaces.zip.3fa91c22.cache`."""
+        digits = "-".join(part[:8] for part in self.fingerprint.split("-"))
+        return folder / f"{self.dataset.name}.{digits}.cache"
+
+
+class Store:
+    """Images in an array uint8 `[images, C, H, W]`, put in one by one as they are decoded.
+
+    Args:
+        array: the images.
+        complete: all of them are in it.
+        rows: where in `array` each image is; by default in order.
+    """
+
+    def __init__(self, array: np.ndarray, complete: bool, rows: np.ndarray | None = None) -> None:
+        self.array, self.complete, self._rows = array, complete, rows
+
+    def put(self, rows: np.ndarray, images: np.ndarray) -> None:
+        """Keep these images. Raises OSError if the disk does not take them."""
+        self.array[rows] = images
+
+    def take(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Copy images into `out`, uint8 `[N, C, H, W]`."""
+        rows = rows if self._rows is None else self._rows[rows]
+        np.take(self.array, rows, axis=0, out=out, mode="clip")  # the other modes copy twice
+
+    def flush(self) -> None:
+        """Have the system write what it holds back, which may take seconds; any thread may call it."""
+
+    def publish(self) -> None:
+        """Everything was put and flushed. Raises OSError if that cannot be kept."""
+        self.complete = True
+
+    def close(self) -> None:
+        """Remove what is not complete."""
+
+
+class FileStore(Store):
+    """A cache file in the making. Raises OSError if it cannot be made."""
+
+    complete = False
+
+    def __init__(self, content: Content, path: Path) -> None:
+        self.path, self._content = path, content
+        _remove_leftovers(path)
+        self._temporary = temporary_beside(path)
+        # Also at the exit of the interpreter. Killed processes leave it behind: see _remove_leftovers.
+        self._remove = weakref.finalize(self, _remove_own, self._temporary, os.getpid())
+        try:
+            self._file = open(self._temporary, "r+b", buffering=0)  # noqa: SIM115
+            self._write(_header(content))
+            self._file.truncate(HEADER_BYTES + content.num_bytes)
+            super().__init__(_mapped(self._temporary, content.shape), complete=False)
+        except OSError:
+            self.close()
+            raise
+
+    def put(self, rows: np.ndarray, images: np.ndarray) -> None:
+        """Written, not mapped: a full disk is an error here, and would kill the process there."""
+        size = self._content.num_bytes // self._content.shape[0]
+        for row, image in zip(rows, images, strict=True):
+            self._file.seek(HEADER_BYTES + int(row) * size)
+            self._write(np.ascontiguousarray(image).data.cast("B"))
+
+    def _write(self, data: memoryview | bytes) -> None:
+        data = memoryview(data)
+        while data:
+            data = data[self._file.write(data) :]
+
+    def flush(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def publish(self) -> None:
+        self.array = np.empty(0)  # Windows renames no file that is open
+        self._file.close()
+        try:
+            publish(self._temporary, self.path)
+        except OSError:
+            if problem_with(self.path, self._content) is not None:  # unless another run has made it
+                raise
+        self.array = _mapped(self.path, self._content.shape)
+        self.complete = True
+        self._remove()
+        _remove_stale(self._content, self.path)
+
+    def close(self) -> None:
+        if not self.complete:
+            self.array = np.empty(0)
+            with contextlib.suppress(OSError, AttributeError):
+                self._file.close()
+            self._remove()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where decoded images are kept."""
+
+    mode: str
+    """device, disk, ram or off"""
+    lines: list[str]
+    """for people: where, how much, why; then what was ignored"""
+    content: Content
+    path: Path | None = None
+    """the cache file to read, or with mode disk to make"""
+    found: bool = False
+    """`path` is there and complete"""
+    rows: np.ndarray | None = None
+    """where in it the images are; None: in order"""
+
+
+def choose(dataset: ImageDataset, mode: str, cache_dir: str | None = None, gpu_free: int | None = None) -> Choice:
+    """What becomes of --cache `mode` and --cache-dir here.
+
+    Args:
+        gpu_free: bytes free on the GPU; None without one.
+    """
+    content, folder = dataset.content(), folder_for(dataset.path, mode, cache_dir)
+    found, rows, notes = _find(dataset, folder)
+    at = found or (content.file_in(folder) if folder is not None else None)
+    size = _size(content.num_bytes)
+    against: list[str] = []  # why what was preferred is not possible
+
+    def choice(kind: str, text: str, path: Path | None) -> Choice:
+        reasons = f" ({'; '.join(against)})" if against else ""
+        there = path is not None and path == found
+        return Choice(kind, [f"{kind}, {text}{reasons}", *notes], content, path, there, rows if there else None)
+
+    for kind in {"auto": ("device", "disk", "ram"), "device": ("device", "ram")}.get(mode, (mode,)):
+        source = f"read from {found}" if found else "filled as images are first shown"
+        if kind == "device":
+            problem = _gpu_problem(content.num_bytes, gpu_free, 4 if mode == "auto" else 1)
+            if problem is None:
+                return choice(kind, f"{size} of the {_size(gpu_free or 0)} free on the GPU, {source}", found)
+            if mode == "device" or gpu_free is not None:
+                against.append(problem)
+        elif kind == "disk":
+            assert at is not None
+            if found:
+                return choice(kind, f"{found}, {size}, complete: nothing is decoded", found)
+            problem = _disk_problem(content.num_bytes, at.parent, 2 if mode == "auto" else 1)
+            if problem is None:
+                return choice(kind, f"{at}, {size}, made as images are first shown", at)
+            against.append(problem)
+        elif kind == "ram":
+            problem = _memory_problem(content.num_bytes, 4 if mode == "auto" else 1, known=mode == "auto")
+            if problem is None:
+                return choice(kind, f"{size} of memory, {source}", found)
+            against.append(problem)
+    return choice("off", "every image is decoded each time it is shown", None)
+
+
+def open_store(choice: Choice) -> Store | None:
+    """The store of a choice other than `device`. Raises OSError or MemoryError if it cannot be had."""
+    if choice.mode == "off":
+        return None
+    if choice.mode == "disk":
+        assert choice.path is not None
+        return mapped_store(choice) if choice.found else FileStore(choice.content, choice.path)
+    if choice.found:
+        rows = np.arange(choice.content.shape[0])
+        array = np.empty(choice.content.shape, dtype=np.uint8)
+        mapped_store(choice).take(rows, array)
+        return Store(array, complete=True)
+    return Store(np.empty(choice.content.shape, dtype=np.uint8), complete=False)
+
+
+def mapped_store(choice: Choice) -> Store:
+    """The complete file that was found."""
+    assert choice.path is not None
+    shape = choice.content.shape
+    with open(choice.path, "rb") as file:
+        header = _read_header(file.read(HEADER_BYTES))
+    return Store(_mapped(choice.path, (header[1][0], *shape[1:])), complete=True, rows=choice.rows)
+
+
+def folder_for(dataset: Path, mode: str, cache_dir: str | None) -> Path | None:
+    """Where the cache file of a dataset is looked for and made; None if it is to have none."""
+    if mode in ("ram", "off"):
+        return None
+    return Path(cache_dir) if cache_dir else Path(os.path.abspath(dataset)).parent
+
+
+def stored_shape(dataset: Path, fingerprint: str, num_images: int, folder: Path) -> tuple[int, int, int] | None:
+    """(C, H, W) as a complete cache of the whole dataset says; None without one."""
+    path = Content(Path(os.path.abspath(dataset)), fingerprint, (num_images, 0, 0, 0)).file_in(folder)
+    try:
+        with open(path, "rb") as file:
+            shape = _read_header(file.read(HEADER_BYTES))[1]
+    except (OSError, ValueError):
+        return None
+    content = Content(dataset, fingerprint, (num_images, *shape[1:]))
+    return shape[1:] if problem_with(path, content) is None else None
+
+
+def problem_with(path: Path, content: Content) -> str | None:
+    """Why the file is not a complete cache of this content; None if it is. An empty text: it is not there."""
+    try:
+        with open(path, "rb") as file:
+            fingerprint, shape = _read_header(file.read(HEADER_BYTES))
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return error.strerror or str(error)
+    except ValueError as error:
+        return str(error)
+    if (fingerprint, shape) != (content.fingerprint, content.shape):
+        return "it holds other images"
+    if size != HEADER_BYTES + content.num_bytes:
+        return f"it has {size} bytes instead of {HEADER_BYTES + content.num_bytes}"
+    return None
+
+
+def gave_up(error: Exception, where: Path | None) -> str:
+    """The line for people when training goes on without its cache."""
+    why = explain_os_error(error, where or "memory") if isinstance(error, OSError) else "not enough memory"
+    return f"off, every image is decoded from now on: {why}"
+
+
+def _find(dataset: ImageDataset, folder: Path | None) -> tuple[Path | None, np.ndarray | None, list[str]]:
+    """A complete cache file of these images, or of the whole dataset with where they are in it; what was ignored."""
+    notes: list[str] = []
+    for content, rows in dataset.contents() if folder is not None else []:
+        assert folder is not None
+        path = content.file_in(folder)
+        problem = problem_with(path, content)
+        if problem is None:
+            return path, rows, notes
+        if problem:
+            notes.append(f"{path} is ignored: {problem}")
+    return None, None, notes
+
+
+def _header(content: Content) -> bytes:
+    fields = {"format": _FORMAT, "fingerprint": content.fingerprint, "shape": content.shape, "of": _place(content)}
+    return (MAGIC + json.dumps(fields).encode()).ljust(HEADER_BYTES)
+
+
+def _read_header(data: bytes) -> tuple[str, tuple[int, int, int, int]]:
+    """Fingerprint and shape. Raises ValueError."""
+    if not data.startswith(MAGIC):
+        raise ValueError("it is no cache")
+    try:
+        fields = json.loads(data[len(MAGIC) :])
+        kind, fingerprint, (n, c, h, w) = fields["format"], fields["fingerprint"], map(int, fields["shape"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError("its header is damaged") from error
+    if kind != _FORMAT:
+        raise ValueError("it was made by another version")
+    return fingerprint, (n, c, h, w)
+
+
+def _place(content: Content) -> str:
+    """Digest of where the dataset is, to tell apart datasets of one name that share a --cache-dir."""
+    return hashlib.sha256(os.path.abspath(content.dataset).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    return np.memmap(path, np.uint8, "r", HEADER_BYTES, shape).view(np.ndarray)
+
+
+def _cache_name(content: Content) -> str:
+    """A pattern of the names that caches of this dataset have or had; group 1 is the dataset's fingerprint."""
+    return re.escape(content.dataset.name) + r"\.([0-9a-f]{8})(?:-[0-9a-f]{8})?\.cache"
+
+
+def _remove_stale(content: Content, path: Path) -> None:
+    """Remove the caches of what this dataset was before it changed."""
+    for other in _listed(path.parent):
+        match = re.fullmatch(_cache_name(content), other.name)
+        if match is None or content.fingerprint.startswith(match[1]):
+            continue
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            with open(other, "rb") as file:
+                header = file.read(HEADER_BYTES)
+            beside = path.parent == content.dataset.parent
+            if header.startswith(MAGIC) and (beside or json.loads(header[len(MAGIC) :])["of"] == _place(content)):
+                other.unlink()
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left of this cache, when it is too old to be in the making."""
+    for other in _listed(path.parent):
+        if re.fullmatch(rf"\.{re.escape(path.name)}\..*\.tmp", other.name):
+            with contextlib.suppress(OSError):
+                if time.time() - other.stat().st_mtime > _DAY:
+                    other.unlink()
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _remove_own(path: Path, pid: int) -> None:
+    """A worker process that was forked off must not remove the file of its parent."""
+    if os.getpid() == pid:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _gpu_problem(size: int, free: int | None, times: int) -> str | None:
+    if free is None:
+        return "there is no CUDA device to keep it on"
+    if size * times > free * (1 if times > 1 else 0.9):
+        return f"{_size(size)} is {'too much for' if times > 1 else 'more than'} the {_size(free)} free on the GPU"
+    return None
+
+
+def _disk_problem(size: int, folder: Path, times: int) -> str | None:
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        return f"{folder} cannot be written to; --cache-dir names another folder"
+    free = shutil.disk_usage(existing).free
+    if size * times > free:
+        return f"{_size(size)} is too much for the {_size(free)} free in {folder}; --cache-dir names another folder"
+    return None
+
+
+def _memory_problem(size: int, times: int, known: bool) -> str | None:
+    """`known`: not knowing how much is free is a problem."""
+    try:
+        import psutil
+    except ImportError:
+        return "how much memory is free is not known without psutil" if known else None
+    free = psutil.virtual_memory().available
+    return f"{_size(size)} is too much for the {_size(free)} of free memory" if size * times > free else None
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
