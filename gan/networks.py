@@ -9,7 +9,7 @@ Shapes: N batch, C channels, L = num_ws style inputs of the synthesis network, D
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -54,20 +54,56 @@ def modulated_conv2d(
     Returns:
         `[N, O, H', W']` of x's dtype.
     """
-    if x.dtype == torch.float16 and demodulate:
-        # Keep intermediate values far from float16's largest; demodulation cancels both factors.
-        in_size = weight[0].numel()
-        weight = weight * (in_size**-0.5 / weight.abs().amax(dim=[1, 2, 3], keepdim=True))  # [O, I, k, k]
-        styles = styles / styles.abs().amax(dim=1, keepdim=True)  # [N, I]
+    value, factor = scaled_weight(weight, x.dtype, demodulate=demodulate)
+    energy = weight_energy(weight, factor) if demodulate else None
+    return _modulated(x, value, energy, styles, noise, up, down, padding, resample_filter, flip_weight)
+
+
+def _modulated(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    energy: torch.Tensor | None,
+    styles: torch.Tensor,
+    noise: torch.Tensor | None,
+    up: int,
+    down: int,
+    padding: int,
+    resample_filter: torch.Tensor | None,
+    flip_weight: bool,
+) -> torch.Tensor:
+    """`modulated_conv2d` with the weight in x's dtype; energy `[O, I]` is None without demodulation."""
+    if x.dtype == torch.float16 and energy is not None:
+        styles = styles / styles.abs().amax(dim=1, keepdim=True)  # see scaled_weight
     x = x * styles.to(x.dtype)[:, :, None, None]
     x = conv2d_resample.conv2d_resample(
-        x, weight.to(x.dtype), f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight
+        x, weight, f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight
     )
-    if demodulate:
-        energy = weight.square().sum(dim=[2, 3])  # [O, I]
+    if energy is not None:
         d = (styles.square() @ energy.t() + 1e-8).rsqrt().to(x.dtype)[:, :, None, None]  # [N, O, 1, 1]
         return x * d if noise is None else torch.addcmul(noise.to(x.dtype), x, d)
     return x if noise is None else x + noise.to(x.dtype)
+
+
+def scaled_weight(
+    weight: torch.Tensor, dtype: torch.dtype, gain: float = 1, demodulate: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """A convolution's weight `[O, I, k, k]`, scaled and cast, and the factor that it was scaled by.
+
+    Demodulation cancels any factor per output channel. float16 makes use of that: it scales weights (and styles) to
+    keep intermediate values far from its largest.
+    """
+    factor: torch.Tensor | float = gain
+    if demodulate and dtype == torch.float16:
+        in_size = weight[0].numel()
+        factor = (in_size**-0.5 / weight.detach().abs().amax(dim=[1, 2, 3], keepdim=True)) * gain  # [O, 1, 1, 1]
+    unscaled = isinstance(factor, (int, float)) and factor == 1
+    return (weight if unscaled else weight * factor).to(dtype), factor
+
+
+def weight_energy(weight: torch.Tensor, factor: torch.Tensor | float) -> torch.Tensor:
+    """Sum over the kernel of the squared weight: `[O, I, k, k]` -> `[O, I]`."""
+    energy = weight.square().sum(dim=[2, 3])
+    return energy * (factor.square()[:, :, 0, 0] if isinstance(factor, torch.Tensor) else factor**2)
 
 
 _Module = TypeVar("_Module", bound="_Recorded")
@@ -81,6 +117,95 @@ class _Recorded(torch.nn.Module):
         module.__dict__["_init_args"] = args
         module.__dict__["_init_kwargs"] = kwargs
         return module
+
+
+class _Prepared(NamedTuple):
+    """The weight of a convolution as it is computed with."""
+
+    dtype: torch.dtype
+    device: torch.device
+    layout: torch.memory_format
+    value: torch.Tensor
+    """`[O, I, k, k]` scaled and cast"""
+    energy: torch.Tensor | None
+    """`[O, I]` for demodulation"""
+    factor: torch.Tensor | float
+    """what it was scaled by"""
+
+
+class _Convolution(_Recorded):
+    """A layer whose weight is scaled, cast and laid out for the convolution: see `prepare_weights`."""
+
+    weight: torch.Tensor
+    weight_gain: float = 1
+    up: int = 1
+    demodulate: bool = False
+
+    def convolution_weight(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """For input x: the weight `[O, I, k, k]` in its dtype, and its energy `[O, I]` if this layer demodulates."""
+        if "prepared" not in self.__dict__:
+            value, factor = scaled_weight(self.weight, x.dtype, self.weight_gain, self.demodulate)
+            return value, weight_energy(self.weight, factor) if self.demodulate else None
+        prepared: _Prepared | None = self.__dict__["prepared"]
+        channels_last = x.is_contiguous(memory_format=torch.channels_last) and self.weight.shape[2] > 1
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        if prepared is None or prepared[:3] != (x.dtype, x.device, layout):
+            prepared = self.__dict__["prepared"] = self._prepare(x.dtype, layout)
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            return _PreparedWeight.apply(self.weight, prepared.value, prepared.energy, prepared.factor)
+        return prepared.value, prepared.energy
+
+    def prepare(self, in_place: bool) -> None:
+        """See `prepare_weights`."""
+        old: _Prepared | None = self.__dict__.get("prepared")
+        if not in_place or old is None or old.device != self.weight.device:
+            self.__dict__["prepared"] = None  # filled by the next call, which knows dtype and layout
+            return
+        for target, fresh in zip(old, self._prepare(old.dtype, old.layout), strict=True):
+            if isinstance(target, torch.Tensor) and isinstance(fresh, torch.Tensor):
+                target.copy_(fresh)
+
+    @torch.no_grad()
+    def _prepare(self, dtype: torch.dtype, layout: torch.memory_format) -> _Prepared:
+        weight = self.weight.detach()
+        value, factor = scaled_weight(weight, dtype, self.weight_gain, self.demodulate)
+        if self.up > 1 and value.shape[2] > 1:  # a transposed convolution exchanges inputs and outputs
+            value = value.transpose(0, 1).contiguous(memory_format=layout).transpose(0, 1)
+        else:
+            value = value.contiguous(memory_format=layout)
+        energy = weight_energy(weight, factor) if self.demodulate else None
+        return _Prepared(dtype, weight.device, layout, value, energy, factor)
+
+
+class _PreparedWeight(torch.autograd.Function):
+    """Connects prepared values to the parameter that they were made of."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: torch.Tensor,
+        value: torch.Tensor,
+        energy: torch.Tensor | None,
+        factor: torch.Tensor | float,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        ctx.save_for_backward(weight)
+        ctx.factor = factor
+        ctx.set_materialize_grads(False)
+        return value.detach(), None if energy is None else energy.detach()
+
+    @staticmethod
+    def backward(ctx: Any, d_value: torch.Tensor | None, d_energy: torch.Tensor | None) -> tuple[Any, ...]:
+        (weight,) = ctx.saved_tensors
+        factor = ctx.factor
+        d_weight = None
+        if d_value is not None:
+            d_weight = d_value.to(weight.dtype)
+            if isinstance(factor, torch.Tensor) or factor != 1:
+                d_weight = d_weight * factor
+        if d_energy is not None:
+            slope = 2 * d_energy[:, :, None, None] * (factor * factor)
+            d_weight = weight * slope if d_weight is None else torch.addcmul(d_weight, weight, slope)
+        return d_weight, None, None, None
 
 
 class FullyConnectedLayer(_Recorded):
@@ -106,7 +231,8 @@ class FullyConnectedLayer(_Recorded):
         self.bias_gain = lr_multiplier
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        w = (self.weight * self.weight_gain).to(x.dtype)
+        x = x * self.weight_gain  # fewer numbers than weights
+        w = self.weight.to(x.dtype)
         b: torch.Tensor | None = self.bias
         if b is not None:
             b = (b * self.bias_gain if self.bias_gain != 1 else b).to(x.dtype)
@@ -115,7 +241,7 @@ class FullyConnectedLayer(_Recorded):
         return bias_act.bias_act(F.linear(x, w), b, act=self.activation)
 
 
-class Conv2dLayer(_Recorded):
+class Conv2dLayer(_Convolution):
     """Convolution with equalised learning rate, optional resampling, bias and activation."""
 
     weight: torch.Tensor
@@ -150,7 +276,7 @@ class Conv2dLayer(_Recorded):
                 self.register_buffer(name, tensor)
 
     def forward(self, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
-        w = (self.weight * self.weight_gain).to(x.dtype)
+        w, _ = self.convolution_weight(x)
         x = conv2d_resample.conv2d_resample(
             x, w, f=self.resample_filter, up=self.up, down=self.down, padding=self.padding, flip_weight=self.up == 1
         )
@@ -239,11 +365,12 @@ class MappingNetwork(_Recorded):
             self.w_avg.copy_(w_mean.lerp(self.w_avg, self.w_avg_beta))
 
 
-class SynthesisLayer(_Recorded):
+class SynthesisLayer(_Convolution):
     """Modulated 3x3 convolution with noise, bias and activation."""
 
     noise_const: torch.Tensor
     resample_filter: torch.Tensor
+    demodulate = True
 
     def __init__(
         self,
@@ -277,12 +404,15 @@ class SynthesisLayer(_Recorded):
             noise = noise * self.noise_strength
         elif self.use_noise and noise_mode == "const":
             noise = self.noise_const * self.noise_strength
-        x = modulated_conv2d(
+        weight, energy = self.convolution_weight(x)
+        x = _modulated(
             x,
-            self.weight,
+            weight,
+            energy,
             self.affine(w),
-            noise=noise,
+            noise,
             up=self.up,
+            down=1,
             padding=self.padding,
             resample_filter=self.resample_filter,
             flip_weight=self.up == 1,
@@ -726,6 +856,27 @@ def set_half_dtype(network: torch.nn.Module, dtype: torch.dtype | None) -> None:
             module.__dict__.pop("half_dtype", None)
             if dtype is not None:
                 module.half_dtype = dtype
+
+
+@torch.no_grad()
+def prepare_weights(network: torch.nn.Module, in_place: bool = False) -> None:
+    """Have the convolutions of a network keep their weights scaled and cast, as they are now, for all calls to come.
+
+    Between two steps of its optimiser a network runs several times. Call this again after every change of the weights
+    (nothing tells a layer of one: fused optimisers leave no trace), or `forget_weights` before it.
+
+    Args:
+        in_place: renew what was kept in the memory that it has, which is what a recorded step (CUDA graph) reads.
+    """
+    for module in network.modules():
+        if isinstance(module, _Convolution):
+            module.prepare(in_place)
+
+
+def forget_weights(network: torch.nn.Module) -> None:
+    """Undo `prepare_weights`: every call computes with the weights as they are."""
+    for module in network.modules():
+        module.__dict__.pop("prepared", None)
 
 
 def _activation_gain(activation: str) -> float:

@@ -610,3 +610,52 @@ def test_networks_remember_their_constructor_arguments():
     G = Generator(6, 0, 7, img_resolution=8, img_channels=3, synthesis_kwargs=SMALL)
     assert G._init_args == (6, 0, 7)
     assert G._init_kwargs == {"img_resolution": 8, "img_channels": 3, "synthesis_kwargs": SMALL}
+
+
+class TestPreparedWeights:
+    """Weights kept scaled and cast give what weights used as they are give, gradients included."""
+
+    @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("kind", ["generator", "discriminator"])
+    def test_outputs_and_gradients_are_the_same(self, kind, dtype):
+        network = small_generator(num_fp16_res=2) if kind == "generator" else small_discriminator(num_fp16_res=2)
+        networks.set_half_dtype(network, dtype)
+        x = torch.randn([4, 6]) if kind == "generator" else torch.randn([4, 3, 16, 16])
+        results = []
+        for prepared in (False, True):
+            if prepared:
+                networks.prepare_weights(network)
+            network.zero_grad()
+            y = network(x, noise_mode="const") if kind == "generator" else network(x)
+            y.square().sum().backward()
+            results.append((y.detach(), [p.grad.clone() for p in network.parameters()]))
+        (y, gradients), (prepared_y, prepared_gradients) = results
+        assert_close(prepared_y, y, 1e-5 if dtype is None else 1e-2)
+        for a, b in zip(prepared_gradients, gradients, strict=True):
+            assert (a - b).abs().max() <= (1e-5 if dtype is None else 3e-2) * max(b.abs().max(), 1e-3)
+
+    def test_they_are_kept_until_they_are_prepared_again_or_forgotten(self):
+        D, x = small_discriminator(), torch.randn([4, 3, 16, 16])
+        networks.prepare_weights(D)
+        with torch.no_grad():
+            before = D(x)
+            for parameter in D.parameters():
+                parameter.mul_(2)
+            kept = D.b16.conv0.__dict__["prepared"].value
+            features = torch.zeros([1, 4, 8, 8]).contiguous(memory_format=torch.channels_last)
+            assert torch.equal(D.b16.conv0.convolution_weight(features)[0], kept)
+            networks.prepare_weights(D, in_place=True)
+            assert D.b16.conv0.__dict__["prepared"].value is kept
+            renewed = D(x)
+            networks.forget_weights(D)
+            assert_close(renewed, D(x), 1e-6)
+        assert not torch.allclose(renewed, before)
+
+    def test_they_are_no_part_of_a_state_dict_and_follow_a_change_of_dtype(self):
+        D, x = small_discriminator(), torch.randn([4, 3, 16, 16])
+        names = set(D.state_dict())
+        networks.prepare_weights(D)
+        D(x)
+        assert set(D.state_dict()) == names
+        expected = D(x).double()
+        assert_close(D.double()(x.double()), expected, 1e-4)

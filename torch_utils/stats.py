@@ -33,8 +33,9 @@ class Stats:
         if not self._moments:
             return {}
         names, moments = list(self._moments), torch.stack(list(self._moments.values())).tolist()
-        self._moments.clear()
-        return {name: summary(*row) for name, row in zip(names, moments, strict=True)}
+        for sums in self._moments.values():
+            sums.zero_()  # not cleared: recorded steps (CUDA graphs) go on adding to this memory
+        return {name: summary(*row) for name, row in zip(names, moments, strict=True) if row[0] > 0}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What has been reported since the last flush; continuing with it loses nothing."""

@@ -18,7 +18,7 @@ from torch_utils import persistence
 from torch_utils.safe_pickle import Opaque, StoredArray, StoredTensor
 
 _NETWORKS = ("G", "D", "G_ema")
-_TRANSIENT = ("half_dtype",)  # what a network computes in here and now, not a property of it
+_TRANSIENT = ("half_dtype", "prepared")  # what a network computes in here and now, not a property of it
 
 
 @dataclass(frozen=True)

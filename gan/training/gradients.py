@@ -19,7 +19,9 @@ class FlatGradients:
         self.flat = torch.zeros(sum(p.numel() for p in self.parameters), dtype=first.dtype, device=first.device)
         offset = 0
         for parameter in self.parameters:
-            parameter.grad = self.flat[offset : offset + parameter.numel()].view(parameter.shape)
+            part = self.flat[offset : offset + parameter.numel()]
+            # In the parameter's own order of memory: the optimiser walks through both side by side.
+            parameter.grad = part.as_strided(parameter.shape, parameter.stride())
             offset += parameter.numel()
 
     def zero(self) -> None:
@@ -27,7 +29,10 @@ class FlatGradients:
         self.flat.zero_()
 
     def guard(self) -> torch.Tensor:
-        """Replace NaN by 0 and infinities by +-1e5, and return how many elements that were: float `[1]`."""
-        bad = self.flat.numel() - self.flat.isfinite().sum(dtype=torch.float32)
+        """Replace NaN by 0 and infinities by +-1e5, and return whether there were any: float `[1]`, 0 or 1.
+
+        Counting them takes five passes over memory; one sum tells whether there are any.
+        """
+        bad = 1 - self.flat.sum().isfinite().to(torch.float32)
         torch.nan_to_num(self.flat, nan=0.0, posinf=1e5, neginf=-1e5, out=self.flat)
         return bad[None]

@@ -6,6 +6,7 @@ The step prints nothing, opens no file and never reads from the device; its shap
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import torch
@@ -15,7 +16,10 @@ from gan import loss, schedule
 from gan.config import TrainConfig
 from gan.data.loader import LabelTable
 from gan.loss import Latents, PhaseOutput
+from gan.networks import forget_weights, prepare_weights
+from gan.training.devices import choose_graphs
 from gan.training.gradients import FlatGradients
+from gan.training.graphs import PhaseGraphs
 from gan.training.state import TrainingState
 from gan.training.timing import PhaseTimer
 
@@ -40,10 +44,18 @@ class Phase:
 class TrainStep:
     """Trains on a batch at a time, and advances the state's counter."""
 
-    def __init__(self, state: TrainingState, config: TrainConfig, labels: LabelTable) -> None:
+    def __init__(
+        self, state: TrainingState, config: TrainConfig, labels: LabelTable, report: Callable[[str], None] = print
+    ) -> None:
         self.state, self.config, self.labels = state, config, labels
         self.timer = PhaseTimer(state.device)
+        self.graphs = None
+        if choose_graphs(config.cuda_graphs, state.device):
+            self.graphs = PhaseGraphs(state.device, self._without_graphs, required=config.cuda_graphs == "on")
+        self._report = report
         self.phases = make_phases(state, config)
+        for network in (state.G, state.D):
+            prepare_weights(network)
         self._ema = (list(state.G_ema.parameters()), list(state.G.parameters()))
 
     def __call__(self, images: torch.Tensor, indices: torch.Tensor) -> None:
@@ -52,10 +64,16 @@ class TrainStep:
         batch_index = progress.nimg // batch
         torch.manual_seed(schedule.step_seed(self.config.seed, progress.nimg))
         real, real_c = images.to(torch.float32) / 127.5 - 1, self.labels.take(indices)
+        if self.graphs is not None:
+            real, real_c = self.graphs.inputs(real, real_c)
         for phase in self.phases:
             if schedule.is_due(batch_index, phase.interval):
+                run = functools.partial(self._run, phase, real, real_c)
                 with self.timer(phase.name):
-                    self._run(phase, real, real_c)
+                    if self.graphs is None:
+                        run()
+                    else:
+                        self.graphs.run(phase.name, run)
         progress.nimg += batch
         self._update_ema()
         if schedule.is_due(batch_index + 1, self.config.augment.ada_interval):
@@ -77,7 +95,16 @@ class TrainStep:
         phase.network.requires_grad_(False)
         self.state.stats.report("Health/nonfinite_gradients", phase.gradients.guard())
         phase.optimizer.step()
+        # What was recorded goes on reading the memory that it read then.
+        prepare_weights(phase.network, in_place=self.graphs is not None)
         self._remember(outputs)
+
+    def _without_graphs(self, reason: str) -> None:
+        """Recording failed half-way: what was prepared in it was only written down."""
+        forget_weights(self.state.G)
+        forget_weights(self.state.D)
+        self.graphs = None
+        self._report(reason)
 
     def _draw(self, n: int) -> Latents:
         G, mixing = self.state.G, self.config.loss.style_mixing_prob

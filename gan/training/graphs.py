@@ -1,0 +1,80 @@
+"""Phases recorded as CUDA graphs: one launch instead of thousands.
+
+A recorded phase reads and writes fixed memory, so everything that it shares with the outside lives in tensors that are
+changed in place: batches, parameters, gradients, moments, statistics, running means. Numbers that change (p, the
+path-length mean) are tensors already, and the random numbers follow the seed of the step, as they do unrecorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+_WARMUP = 3  # ordinary runs of a phase before it is recorded: libraries choose their algorithms in them
+
+
+class PhaseGraphs:
+    """Runs phases, and records each after it has run a few times.
+
+    Args:
+        device: a CUDA device.
+        report: takes one line if recording turns out to be impossible; the phases then go on running unrecorded.
+        required: raise instead.
+    """
+
+    def __init__(self, device: torch.device, report: Callable[[str], None], required: bool = False) -> None:
+        self._report, self._required = report, required
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
+        self._runs: dict[str, int] = {}
+        self._inputs: tuple[torch.Tensor, ...] = ()
+        self.active = True
+
+    def inputs(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The tensors' values, in memory that stays where it is."""
+        if not self._inputs:
+            self._inputs = tuple(tensor.clone() for tensor in tensors)
+        for own, tensor in zip(self._inputs, tensors, strict=True):
+            own.copy_(tensor)
+        return self._inputs
+
+    def run(self, name: str, phase: Callable[[], None]) -> None:
+        """Run `phase`, from its recording if there is one."""
+        runs = self._runs[name] = self._runs.get(name, 0) + 1
+        if name in self._graphs:
+            self._graphs[name].replay()
+        elif not self.active:
+            phase()
+        elif runs <= _WARMUP:
+            self._run_aside(phase)
+        elif self._record(name, phase):
+            self._graphs[name].replay()  # recording only wrote down what to do
+        else:
+            phase()
+
+    def _run_aside(self, phase: Callable[[], None]) -> None:
+        """Run on the stream that recordings are made on, so that what it sets up is set up there."""
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            phase()
+        current.wait_stream(self._stream)
+
+    def _record(self, name: str, phase: Callable[[], None]) -> bool:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # thread_local: the threads of the data path and of the files may use the device meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                phase()
+        except RuntimeError as error:
+            if self._required:
+                raise
+            self.active = False
+            torch.cuda.synchronize()
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            self._report(f"CUDA graphs are off, because {name} could not be recorded: {reason}")
+            return False
+        self._graphs[name] = graph
+        return True
