@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,20 +26,30 @@ def atomic_path(dest: str | Path) -> Iterator[Path]:
     dest = Path(dest)
     temporary: Path | None = None
     try:
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{dest.name}.", suffix=".tmp", dir=dest.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = temporary_beside(dest)
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; these are to be shared
-        os.replace(temporary, dest)
+        publish(temporary, dest)
     except OSError as error:
         raise explain_os_error(error, dest) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(dest: Path) -> Path:
+    """A new empty file in the folder of `dest`, which is made if need be: `.NAME.*.tmp`."""
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{dest.name}.", suffix=".tmp", dir=dest.parent)
+    os.close(handle)
+    return Path(name)
+
+
+def publish(temporary: Path, dest: Path) -> None:
+    """Flush a complete temporary file to disk and give it its final name."""
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; these are to be shared
+    os.replace(temporary, dest)
 
 
 def write_text(dest: str | Path, text: str) -> None:
@@ -61,8 +72,9 @@ def explain_os_error(error: OSError, path: str | Path) -> GanError:
 def write_png(dest: str | Path, image: np.ndarray) -> None:
     """Atomically write uint8 `[C, H, W]`, C = 1 (grey) or 3 (RGB), as a PNG."""
     pixels = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
-    with atomic_path(dest) as path:
-        PIL.Image.fromarray(np.ascontiguousarray(pixels)).save(path, format="PNG", compress_level=1)
+    picture = PIL.Image.fromarray(np.ascontiguousarray(pixels))
+    with atomic_path(dest) as path:  # runs alone are a fourth of the time of PNG's default, and as small
+        picture.save(path, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
 
 
 def _umask() -> int:

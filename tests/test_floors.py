@@ -26,6 +26,7 @@ FLOORS = {
     "gan.tracking": 4,
     "gan.latent": 4,
     "gan.training": 5,
+    "gan.bench": 5.5,
     "gan.cli": 6,
     "gan.__main__": 7,
 }
@@ -34,7 +35,7 @@ WITHOUT_TORCH = {
     "gan.files",
     "gan.presets",
     "gan.config",
-    *(f"gan.data.{name}" for name in ("demo", "sources", "scan", "transforms", "pack", "dataset", "sampler")),
+    *(f"gan.data.{name}" for name in ("demo", "sources", "scan", "transforms", "pack", "dataset", "cache", "sampler")),
 }
 
 

@@ -256,6 +256,7 @@ class PlainStep:
         for name, ours in (("G", state.G_opt), ("D", state.D_opt)):
             network, group = getattr(state, name), ours.param_groups[0]
             network.zero_grad(set_to_none=True)
+            network.to(memory_format=torch.contiguous_format)  # the state has them in the layout of our convolutions
             options = {"lr": group["lr"], "betas": group["betas"], "eps": group["eps"]}
             self._optimizers[name] = torch.optim.Adam(network.parameters(), **options)
 
@@ -361,8 +362,8 @@ class PlainStep:
         beta = schedule.ema_beta(config.batch_size, optim.ema_kimg, state.progress.nimg, optim.ema_rampup)
         for average, parameter in zip(state.G_ema.parameters(), state.G.parameters(), strict=True):
             average.copy_(parameter.lerp(average, beta))
-        for average, buffer in zip(state.G_ema.buffers(), state.G.buffers(), strict=True):
-            average.copy_(buffer)
+        for copied, buffer in zip(state.G_ema.buffers(), state.G.buffers(), strict=True):
+            copied.copy_(buffer)
 
     def _adjust_p(self, config: TrainConfig) -> None:
         state, options = self.state, config.augment

@@ -9,7 +9,7 @@ import importlib
 
 import click
 
-_COMMANDS = {"dataset-tool": "dataset_tool", "train": "train", "generate": "generate", "demo": "demo"}
+_COMMANDS = {"dataset-tool": "dataset_tool", "train": "train", "generate": "generate", "demo": "demo", "bench": "bench"}
 
 
 class _LazyGroup(click.Group):

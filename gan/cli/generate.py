@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gan.cli.command import Command, Option, problems_of
+from gan.cli.options import limit_spinning
 from gan.config import DEVICES, TrainOptions
 from gan.errors import GanError, UsageError
 
@@ -91,6 +93,7 @@ def generate(
     python generate.py --seeds 0-35
     python generate.py --seeds 0-5,8 --trunc 0.7 --network network-snapshot-000200.pkl
     """
+    limit_spinning()
     problems = problems_of(ctx)
     broken = {problem.split()[0].rstrip(":") for problem in problems}
     if seeds is None and projected_w is None and "--seeds" not in broken:
@@ -134,14 +137,18 @@ def _open(path: str, problems: list[str]) -> Generator | None:
 
 
 def _render(G: Generator, request: Request) -> None:
-    """Compute and write the pictures, PNG encoding beside the synthesis."""
+    """Compute and write the pictures; a batch is encoded and written while the next one is computed."""
     import numpy as np
 
     from gan.files import write_png
-    from gan.latent.sampling import synthesize, tile
-    from gan.training.devices import choose_device
+    from gan.latent.sampling import Sheet, synthesize
+    from gan.training.devices import choose_device, keep_freed_memory
+    from torch_utils.ops import kernels
 
     device, outdir = choose_device(request.device), request.outdir
+    if device.type == "cpu":
+        keep_freed_memory()
+        kernels.prepare(device)
     G = G.to(device)
     if request.projected_w is not None:
         ws = _load_ws(request.projected_w, G)
@@ -152,16 +159,20 @@ def _render(G: Generator, request: Request) -> None:
         names = [f"seed{seed:04d}.png" for seed in request.seeds]
     # Half precision is for GPUs: on a CPU a picture should not depend on which one it is.
     pictures = synthesize(G, ws.to(device), request.batch, request.noise_mode, force_fp32=device.type != "cuda")
-    images, jobs = [], []
+    shape = (G.img_channels, G.img_resolution, G.img_resolution)
+    sheet = Sheet(len(names), int(np.ceil(np.sqrt(len(names)))), shape)
     with ThreadPoolExecutor() as writers:
-        for name, image in zip(names, pictures, strict=True):
+        jobs: deque[Future[None]] = deque()
+        for i, (name, image) in enumerate(zip(names, pictures, strict=True)):
             jobs.append(writers.submit(write_png, outdir / name, image))
-            images.append(image)
-    for job in jobs:
-        job.result()
-    sheet = outdir / "grid.png"
-    write_png(sheet, tile(np.stack(images), columns=int(np.ceil(np.sqrt(len(images))))))
-    click.echo(f"Wrote {len(images)} pictures of {request.path} to {outdir}/ and a sheet of them to {sheet}")
+            sheet.put(i, image)
+            while len(jobs) > 2 * request.batch:  # so that slow disks do not fill the memory
+                jobs.popleft().result()
+        for job in jobs:
+            job.result()
+    path = outdir / "grid.png"
+    write_png(path, sheet.image)
+    click.echo(f"Wrote {len(names)} pictures of {request.path} to {outdir}/ and a sheet of them to {path}")
 
 
 def _label(G: Generator, class_idx: int | None, path: str) -> torch.Tensor:

@@ -4,59 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gan import config as cfg
 from gan.cli.command import Command, Option, given, problems_of
+from gan.cli.options import LATEST, flag, limit_spinning, parsed, train_options
 from gan.config import TrainConfig, TrainOptions
 from gan.errors import GanError, UsageError
-from gan.presets import AUGMENT_PIPES, PRESETS
 
 if TYPE_CHECKING:
     from gan.data.dataset import ImageDataset
 
-_CHOICES = {
-    "cfg": list(PRESETS),
-    "aug": list(cfg.AUGMENT_MODES),
-    "augpipe": list(AUGMENT_PIPES),
-    "device": list(cfg.DEVICES),
-    "precision": list(cfg.PRECISIONS),
-}
-_LATEST = "latest"
 # What may differ when a run continues: where and how fast it runs, and how long. The rest is what the run is.
-_HONOURED = ("data", "outdir", "kimg", "snap", "tick", "workers", "batch_gpu", "device", "precision", "tf32")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _option(field: dataclasses.Field[Any], hint: Any) -> Option:
-    """The command line option of a field of TrainOptions: its name, type, default and help are written there."""
-    text = field.metadata["help"]
-    kind = next((t for t in (bool, int, float, str) if hint in (t, t | None)), str)
-    settings: dict[str, Any] = {"default": field.default, "help": text}
-    if field.default not in (None, False):
-        settings["show_default"] = True
-    if field.name in _CHOICES:
-        settings["type"] = click.Choice(_CHOICES[field.name])
-    elif kind is bool:  # also --mirror=1, --mirror=true
-        settings.update(type=bool, is_flag=False, flag_value=True, metavar="[BOOL]")
-    elif field.name == "resume":
-        settings.update(type=str, is_flag=False, flag_value=_LATEST, metavar="[RUN_DIR|FILE]")
-    else:
-        settings["type"] = kind
-    return Option([_flag(field.name), field.name], **settings)
+_HONOURED = (
+    *("data", "outdir", "kimg", "snap", "tick"),
+    *("workers", "cache", "cache_dir", "batch_gpu", "device", "precision", "tf32", "cuda_graphs"),
+)
 
 
 def _options() -> list[click.Parameter]:
-    hints = get_type_hints(TrainOptions)
     return [
-        *(_option(field, hints[field.name]) for field in dataclasses.fields(TrainOptions)),
+        *train_options(),
         Option(["-n", "--dry-run", "dry_run"], is_flag=True, help="Print the configuration and the plan, then exit"),
         Option(["--json", "as_json"], is_flag=True, help="With --dry-run: print the configuration as one JSON object"),
     ]
@@ -71,19 +42,18 @@ def _train(ctx: click.Context, dry_run: bool | None, as_json: bool | None, **val
     python train.py --resume                         continue the newest run
     python train.py --data my.zip --resume net.pkl   a new run from the weights of a snapshot
     """
-    _limit_spinning()
+    limit_spinning()
     problems = problems_of(ctx)
-    broken = {problem.split()[0].rstrip(":") for problem in problems}
-    values = {k: _default(k) if v is None and _flag(k) in broken else v for k, v in values.items()}
-    options = TrainOptions(**values)
+    options = parsed(values, problems)
     run_dir = _run_to_continue(options, problems)
     if run_dir is not None:
         config = _continued(ctx, options, run_dir, problems)
+        dataset = _open(config.data.path, config.data.cond, config.cache, config.cache_dir)
     else:
-        config = _resolved(options, problems)
+        config, dataset = _resolved(options, problems)
     if as_json and not dry_run:
         raise UsageError(["--json goes with --dry-run only; add it, or leave --json out"])
-    dataset = _open_dataset(config)
+    dataset = _chosen(dataset, config)
     here = _problems_here(config, options)
     if dry_run:
         _print_plan(config, bool(as_json), here)
@@ -99,7 +69,7 @@ def _run_to_continue(options: TrainOptions, problems: list[str]) -> Path | None:
 
     resume = options.resume
     try:
-        if resume == _LATEST:
+        if resume == LATEST:
             return run_folder.newest(options.outdir)
         if resume is not None and Path(resume).is_dir():
             run_folder.read_options(Path(resume))
@@ -118,7 +88,7 @@ def _continued(ctx: click.Context, options: TrainOptions, run_dir: Path, problem
     for field in dataclasses.fields(TrainOptions):
         if field.name not in (*_HONOURED, "resume") and given(ctx, field.name):
             problems.append(
-                f"{_flag(field.name)} cannot change when a run continues; leave it out, or start a new run from the "
+                f"{flag(field.name)} cannot change when a run continues; leave it out, or start a new run from the "
                 f"weights with --data DATASET --resume SNAPSHOT"
             )
     targets = {"kimg": "total_kimg", "tick": "tick_kimg"}
@@ -131,46 +101,50 @@ def _continued(ctx: click.Context, options: TrainOptions, run_dir: Path, problem
         changes["data"] = dataclasses.replace(config.data, path=options.data)
     config = dataclasses.replace(config, **changes)
     problems += cfg.check_division(config)
+    if given(ctx, "cache_dir") and not given(ctx, "cache"):
+        problems += cfg.check_cache(config.cache, config.cache_dir)
     if problems:
         raise UsageError(problems)
     return config
 
 
-def _resolved(options: TrainOptions, problems: list[str]) -> TrainConfig:
-    """The configuration of a new run, or every problem with it."""
+def _resolved(options: TrainOptions, problems: list[str]) -> tuple[TrainConfig, ImageDataset]:
+    """The configuration of a new run and the whole dataset, or every problem with them."""
     problems = list(problems)
-    info = None
+    dataset = None
     if options.data is None:
         problems.append("--data: is missing; name the zip that dataset_tool.py wrote")
     else:
         try:
-            info = _inspect(options.data, options.cond)
+            dataset = _open(options.data, options.cond, options.cache, options.cache_dir)
         except GanError as error:
             problems.append(f"--data {error}")
-    if info is None:
+    if dataset is None:
         raise UsageError([*problems, *cfg.check_options(options)])
+    assert options.data is not None
+    size = (len(dataset), dataset.resolution, dataset.channels, dataset.label_dim)
+    info = cfg.DataInfo(options.data, dataset.name, *size)
     try:
         config = cfg.resolve(options, info)
     except UsageError as error:
         raise UsageError([*problems, *error.problems]) from error
     if problems:
         raise UsageError(problems)
-    return config
+    return config, dataset
 
 
-def _inspect(path: str, cond: bool) -> cfg.DataInfo:
+def _open(path: str, cond: bool, cache: str, cache_dir: str | None) -> ImageDataset:
+    """The whole dataset."""
+    from gan.data.cache import folder_for
     from gan.data.dataset import ImageDataset
 
-    data = ImageDataset(path, use_labels=cond)
-    return cfg.DataInfo(path, data.name, len(data), data.resolution, data.channels, data.label_dim)
+    return ImageDataset(path, use_labels=cond, cache_folder=folder_for(Path(path), cache, cache_dir))
 
 
-def _open_dataset(config: TrainConfig) -> ImageDataset:
-    """The dataset of a run; for one that continues, it must be what it was."""
-    from gan.data.dataset import ImageDataset
-
+def _chosen(dataset: ImageDataset, config: TrainConfig) -> ImageDataset:
+    """The images of a run; for one that continues, they must be what they were."""
     data = config.data
-    dataset = ImageDataset(data.path, use_labels=data.cond, subset=data.subset, mirror=data.mirror, seed=config.seed)
+    dataset = dataset.view(subset=data.subset, mirror=data.mirror, seed=config.seed)
     found = (dataset.resolution, dataset.channels, dataset.label_dim, len(dataset))
     expected = (data.resolution, data.channels, data.label_dim, data.shown_images)
     if found != expected:
@@ -183,17 +157,19 @@ def _open_dataset(config: TrainConfig) -> ImageDataset:
 
 def _problems_here(config: TrainConfig, options: TrainOptions) -> list[str]:
     """What keeps this configuration from running on this machine; `--dry-run` may plan for another one."""
-    from gan.training.devices import choose_device, choose_half_dtype
+    from gan.training.devices import choose_device, choose_graphs, choose_half_dtype
 
     problems = []
     if config.gpus > 1:
         problems.append(f"--gpus {config.gpus}: training on several GPUs is not there yet; use --gpus 1")
     try:
-        choose_half_dtype(config.precision, choose_device(config.device))
+        device = choose_device(config.device)
+        choose_half_dtype(config.precision, device)
+        choose_graphs(config.cuda_graphs, device)
     except UsageError as error:
         problems += error.problems
     resume = options.resume
-    if resume is not None and resume != _LATEST:
+    if resume is not None and resume != LATEST:
         missing = cfg.check_resume_name(resume)
         if missing is None and not Path(resume).exists():
             missing = f"--resume {resume}: downloads are not there yet; fetch the file and give its path"
@@ -230,20 +206,6 @@ def _start(config: TrainConfig, options: TrainOptions, run_dir: Path | None, dat
         run_folder.write_options(run_dir, config)
     if not trainer.run():
         click.get_current_context().exit(130)
-
-
-def _limit_spinning() -> None:
-    """Have the threads of a CPU run wait for each other less greedily; takes effect before PyTorch is loaded.
-
-    Waiting threads spin, by default so long that any other busy process on the machine slows training down by a factor
-    of 15. With this it is 5, and on a quiet machine the cost is below 5 % (docs/experiments.md).
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-
-def _default(name: str) -> Any:
-    return TrainOptions.__dataclass_fields__[name].default if name in TrainOptions.__dataclass_fields__ else None
 
 
 train = Command(

@@ -45,10 +45,8 @@ def network(stored: object, cls: type[torch.nn.Module], successor: bool = False)
     problems = _misfits(tensors, wanted)
     if problems:
         raise ValueError("its tensors do not fit: " + "; ".join(problems))
-    made.to_empty(device="cpu")
-    with torch.no_grad():
-        for name, tensor in made.state_dict(keep_vars=True).items():
-            tensor.copy_(tensors[name].tensor())
+    content = {name: tensors[name].tensor().to(tensor.dtype, copy=True) for name, tensor in wanted.items()}
+    made.load_state_dict({name: tensor.contiguous() for name, tensor in content.items()}, assign=True)
     return made.eval().requires_grad_(False)
 
 
@@ -84,12 +82,18 @@ def stored_tensors(stored: object) -> dict[str, StoredTensor]:
 
 
 class _ShapesOnly(TorchFunctionMode):
-    """Within it, the tensors that constructors fill with numbers take no memory; filters are real."""
+    """Within it, the tensors that constructors fill with numbers take no memory; filters are real.
+
+    Only `torch.empty` is asked for meta tensors, and nothing is computed with them: other functions of theirs import
+    half of PyTorch's compiler, which takes longer than to read the file.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in (torch.randn, torch.empty, torch.zeros, torch.ones, torch.full):
-            kwargs["device"] = "meta"
+            return torch.empty(args[0], dtype=kwargs.get("dtype"), device="meta")
+        if func in (torch.Tensor.div, torch.Tensor.__truediv__) and args[0].is_meta:
+            return args[0]  # divided by a number
         return func(*args, **kwargs)
 
 

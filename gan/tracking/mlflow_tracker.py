@@ -37,6 +37,7 @@ class MlflowTracker:
     The run folder is `outdir`/`run_name`. To continue a run give its `run_id` (from `state()`) and `nimg`, the images
     seen so far; without the id, the run that was recorded for this folder is looked up. Ticks that never arrived are
     then sent from stats.jsonl. Nothing here raises or blocks, apart from `close`, which takes CLOSE_SECONDS at most.
+    Importing MLflow and making its database takes 10 s of a core; with `wait_for_tick` that begins at the first tick.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class MlflowTracker:
         run_id: str | None = None,
         nimg: int = 0,
         report: Report = print_line,
+        wait_for_tick: bool = False,
     ) -> None:
         set_environment_defaults()
         outdir = Path(outdir).absolute()
@@ -79,11 +81,14 @@ class MlflowTracker:
         self._image_attempts = 0
         self._image_reported = False
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self._thread.start()
+        self._started = False
+        if not wait_for_tick:
+            self._start()
 
     def tick(self, nimg: int, record: dict[str, Any]) -> None:
         """Queue the means of a record as the metrics of step `nimg`."""
         tick = tick_of(nimg, record)
+        self._start()
         with self._changed:
             if self._off:
                 return
@@ -115,6 +120,7 @@ class MlflowTracker:
                 return
             self._final_status = status
             self._changed.notify()
+        self._start()
         self._thread.join(CLOSE_SECONDS)
         with self._changed:
             undelivered = [tick.nimg / 1000 for tick in self._ticks]
@@ -127,6 +133,11 @@ class MlflowTracker:
             )
         if pictures:
             self._report_line(f"Warning: MLflow did not get {pictures} pictures; they lie in the run folder")
+
+    def _start(self) -> None:
+        if not self._started:
+            self._started = True
+            self._thread.start()
 
     # Everything below runs on the background thread.
 

@@ -8,10 +8,24 @@ import sys
 
 import torch
 
+from gan.config import TrainConfig
 from gan.errors import UsageError
+from torch_utils.ops import kernels
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def prepare(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
+    """Where a run computes and its half precision; sets up the whole process: TF32, kept memory, kernels."""
+    device = choose_device(config.device)
+    half_dtype = choose_half_dtype(config.precision, device)
+    allow_tf32(config.tf32)
+    torch.backends.cudnn.benchmark = True  # shapes never change: choose the fastest convolutions once
+    if device.type == "cpu":
+        keep_freed_memory()
+        kernels.prepare(device)
+    return device, half_dtype
 
 
 def choose_device(name: str) -> torch.device:
@@ -34,6 +48,13 @@ def choose_half_dtype(precision: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.float16
     return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else torch.float32
+
+
+def choose_graphs(setting: str, device: torch.device) -> bool:
+    """Whether to record the phases of a step as CUDA graphs: `auto` does on CUDA. Raises UsageError if it cannot be."""
+    if setting == "on" and device.type != "cuda":
+        raise UsageError([f"--cuda-graphs on: {device.type} has none; leave it out"])
+    return setting != "off" and device.type == "cuda"
 
 
 def allow_tf32(allowed: bool) -> None:

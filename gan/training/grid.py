@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import torch
 
 from gan.data.dataset import ImageDataset
 from gan.files import write_png
-from gan.latent.sampling import synthesize, tile
+from gan.latent.sampling import quantize, tile
 from gan.networks import Generator
 
 
@@ -38,12 +41,33 @@ class SampleGrid:
         """Write the sheet of real images."""
         write_png(path, tile(dataset.images(self.indices), self.columns))
 
+    def fakes(self, G: Generator, labels: torch.Tensor, batch: int) -> FakesSheet:
+        """The sheet of generated images, to be computed. `labels`: `[rows * columns, c_dim]` on G's device."""
+        return FakesSheet(G, self.z.to(labels.device), labels, self.columns, batch)
+
+
+class FakesSheet:
+    """A sheet of generated images in the making, `batch` at a time. G must keep its weights until it is complete."""
+
+    def __init__(self, G: Generator, z: torch.Tensor, labels: torch.Tensor, columns: int, batch: int) -> None:
+        self._G: Generator | None = G
+        self._columns = columns
+        shape = [len(z), G.img_channels, G.img_resolution, G.img_resolution]
+        self._images = torch.empty(shape, dtype=torch.uint8, pin_memory=z.is_cuda)
+        parts = zip(z.split(batch), labels.split(batch), self._images.split(batch), strict=True)
+        self.portions: deque[Callable[[], None]] = deque(functools.partial(self._compute, *part) for part in parts)
+        """calls that compute it; copies from a GPU are on their way when they return"""
+
+    def write(self, path: Path) -> None:
+        """Write it, when the device is through with the portions."""
+        self._G = None
+        write_png(path, tile(self._images.numpy(), self._columns))
+
     @torch.no_grad()
-    def save_fakes(self, G: Generator, labels: torch.Tensor, batch: int, path: Path) -> None:
-        """Write the sheet of generated images. `labels`: `[rows * columns, c_dim]` on G's device."""
-        chunks = zip(self.z.to(labels.device).split(batch), labels.split(batch), strict=True)
-        ws = torch.cat([G.mapping(z, c) for z, c in chunks])
-        write_png(path, tile(np.stack(list(synthesize(G, ws, batch))), self.columns))
+    def _compute(self, z: torch.Tensor, labels: torch.Tensor, target: torch.Tensor) -> None:
+        assert self._G is not None
+        images = self._G.synthesis(self._G.mapping(z, labels), noise_mode="const")
+        target.copy_(quantize(images), non_blocking=True)
 
 
 def _rows_by_label(dataset: ImageDataset, rows: int, columns: int, rng: np.random.RandomState) -> np.ndarray:

@@ -10,6 +10,11 @@ import sys
 
 import torch
 
+from gan.networks import Generator
+from torch_utils.ops import kernels
+
+DTYPE_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
 
 def can_measure_memory() -> bool:
     """Whether `cpu_memory_gb` knows."""
@@ -42,6 +47,16 @@ def device_name(device: torch.device) -> str:
         return "Apple GPU"
     threads = torch.get_num_threads()
     return f"CPU with {threads} thread{'s' * (threads > 1)}"
+
+
+def computing(device: torch.device, G: Generator, half_dtype: torch.dtype) -> str:
+    """What computes and in which precision, in one line."""
+    half_from = [block.resolution for block in G.synthesis.children() if block.use_fp16]
+    precision = "float32"
+    if half_from and half_dtype != torch.float32:
+        precision = f"{DTYPE_NAMES[half_dtype]} from {half_from[0]}x{half_from[0]} on, float32 below"
+    compiled = kernels.status() if device.type == "cpu" else "PyTorch operations, no CUDA kernels yet"
+    return f"{device_name(device)}, {precision}; {compiled}"
 
 
 def versions(device: torch.device) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
+import inspect
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from gan.augment import AugmentPipe
 from gan.config import TrainConfig
 from gan.errors import GanError
 from gan.files import atomic_path
-from gan.networks import Discriminator, Generator
+from gan.networks import Discriminator, Generator, prepare_weights
 from gan.training.gradients import FlatGradients
 from torch_utils.stats import Stats
 
@@ -53,6 +53,9 @@ class TrainingState:
         self.G = Generator(**config.network.generator_kwargs(config.data)).train().requires_grad_(False).to(device)
         self.D = Discriminator(**config.network.discriminator_kwargs(config.data)).train()
         self.D.requires_grad_(False).to(device)
+        if device.type == "cpu":  # the layout of all convolutions there, and so of the gradients of their weights
+            for network in (self.G, self.D):
+                torch.nn.Module.to(network, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.G_ema = copy.deepcopy(self.G).eval()
         self.augment = None
         if config.augment.multipliers is not None:
@@ -73,8 +76,21 @@ class TrainingState:
         """Augmentation probability `[]`, on the device."""
         return self.augment.p if self.augment is not None else torch.zeros([])
 
+    def copy_networks(self) -> dict[str, Any]:
+        """G, D, G_ema and augment_pipe (None: no augmentation) as they are now, for what takes its time with them."""
+        parts = {"G": self.G, "D": self.D, "G_ema": self.G_ema, "augment_pipe": self.augment}
+        return {name: copy.deepcopy(part) for name, part in parts.items()}
+
+    def copy(self, networks: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A `state_dict` of its own; `networks`: their copies of this moment, which it then shares."""
+        if networks is None:
+            return clone(self.state_dict())
+        shared = ("G", "D", "G_ema")
+        own = clone({name: value for name, value in self.state_dict().items() if name not in shared})
+        return {**own, **{name: networks[name].state_dict() for name in shared}}
+
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors: loads with weights_only."""
+        """Plain values and tensors: loads with weights_only. The tensors are the live ones."""
         return {
             "G": self.G.state_dict(),
             "D": self.D.state_dict(),
@@ -92,6 +108,10 @@ class TrainingState:
         """Take over what `state_dict` gave."""
         for name in ("G", "D", "G_ema", "G_opt", "D_opt", "stats"):
             getattr(self, name).load_state_dict(state[name])
+        for optimizer in (self.G_opt, self.D_opt):
+            _adopt_moments(optimizer, capturable=self.device.type == "cuda")
+        prepare_weights(self.G)  # a TrainStep may have prepared other values
+        prepare_weights(self.D)
         if self.augment is not None:
             self.augment.p.copy_(state["augment_p"])
         self.ada_signs.copy_(state["ada_signs"])
@@ -99,19 +119,57 @@ class TrainingState:
         self.progress = Progress(**state["progress"])
 
 
+def _adopt_moments(optimizer: torch.optim.Optimizer, capturable: bool) -> None:
+    """Make a loaded optimiser one of this device: the state may have been saved on another.
+
+    Fused optimisers take for granted that moments have the memory layout of their parameters.
+    """
+    for group in optimizer.param_groups:
+        group["capturable"] = capturable
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                moments[name] = torch.empty_like(parameter).copy_(value)
+
+
 def _adam(
     network: torch.nn.Module, lr: float, betas: tuple[float, float], eps: float, reg_interval: int
 ) -> torch.optim.Adam:
     lr, betas = schedule.lazy_adam(lr, betas, reg_interval)
-    return torch.optim.Adam(network.parameters(), lr=lr, betas=betas, eps=eps, fused=True)
+    on_cuda = next(network.parameters()).device.type == "cuda"
+    return EagerAdam(network.parameters(), lr=lr, betas=betas, eps=eps, fused=True, capturable=on_cuda)
 
 
-def save_state(path: Path, state: TrainingState, tracker: dict[str, Any]) -> None:
-    """Write the training state atomically; `tracker` holds plain values of the tracking."""
-    content = io.BytesIO()  # torch.save to a full disk says nothing of a disk; writing bytes does
-    torch.save({"format": _FORMAT, "state": state.state_dict(), "tracker": tracker}, content)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+class EagerAdam(torch.optim.Adam):
+    """Adam without what wraps its methods for torch.compile: that imports torch._dynamo, a second of every start."""
+
+    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
+    _unwrapped_step = inspect.unwrap(torch.optim.Adam.step)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step."""
+        return self._unwrapped_step(closure)
+
+
+def clone(value: Any) -> Any:
+    """Nested dicts, lists and tuples with a copy of every tensor, on its device."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: clone(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(clone(item) for item in value)
+    return value
+
+
+def save_state(path: Path, state: dict[str, Any], tracker: dict[str, Any]) -> None:
+    """Write a `state_dict` of TrainingState atomically; `tracker` holds plain values of the tracking."""
+    # Given a path, torch.save says nothing of a disk when that is full; writing to an open file does.
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        torch.save({"format": _FORMAT, "state": state, "tracker": tracker}, file)
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +16,19 @@ import torch
 from gan import models
 from gan.config import TrainConfig
 from gan.data.dataset import ImageDataset, decoder
-from gan.data.loader import LabelTable, batch_stream
+from gan.data.loader import BatchStream, LabelTable
 from gan.errors import GanError
-from gan.networks import set_half_dtype
+from gan.networks import Generator, set_half_dtype
 from gan.tracking import Console, JsonlTracker, MlflowTracker, Trackers
 from gan.training import resources, run_folder
-from gan.training.devices import allow_tf32, choose_device, choose_half_dtype, keep_freed_memory
+from gan.training.devices import prepare
 from gan.training.grid import SampleGrid
+from gan.training.outputs import Output, Outputs
 from gan.training.signals import StopRequest
 from gan.training.state import TrainingState, read_state, save_state
 from gan.training.step import TrainStep
 
 STATE_SECONDS = 600  # the most training that a crash can cost
-_DTYPE_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
 class Trainer:
@@ -48,11 +51,7 @@ class Trainer:
         resume: bool = False,
     ) -> None:
         self.config, self.run_dir, self.dataset = config, run_dir, dataset
-        self.device = choose_device(config.device)
-        self.half_dtype = choose_half_dtype(config.precision, self.device)
-        allow_tf32(config.tf32)
-        if self.device.type == "cpu":
-            keep_freed_memory()
+        self.device, self.half_dtype = prepare(config)
         self.state = TrainingState(config, self.device)
         for network in (self.state.G, self.state.D, self.state.G_ema):
             set_half_dtype(network, self.half_dtype)
@@ -65,7 +64,7 @@ class Trainer:
             self._tracker_state = saved["tracker"]
         self.resumed = resume
         self.labels = LabelTable.of(dataset, self.device)
-        self.step = TrainStep(self.state, config, self.labels)
+        self.step = TrainStep(self.state, config, self.labels, self.print)
         self.grid = SampleGrid.choose(dataset, config.network.z_dim, config.seed)
         self.clock = _Clock(self.state.progress.seconds)
         self._state_saved_at = time.monotonic()
@@ -75,34 +74,45 @@ class Trainer:
         """Train. Returns whether the run is complete (False: it was asked to stop, and can be continued)."""
         self.console = Console(self.run_dir, self.config.total_kimg)
         self.trackers = Trackers([self.console], self.console.print)
+        self.outputs = Outputs(self.device, self.console.print)
         status = "FAILED"
+        opened: BatchStream | None = None
         try:
-            batches = self._batches()
+            nimg = self.state.progress.nimg
+            opened = batches = batches_on(self.device, self.dataset, self.config, start=nimg, report=self._cache_says)
             images, indices = next(batches)  # worker processes start before the thread of MLflow does
             self._open_trackers()
             with StopRequest() as stop:
-                self._announce()
+                self._announce(batches.lines)
                 if not self.resumed:
-                    self._save_first_images()
+                    self._add_first_sheets()
                 while not self.complete:
                     self.step(images, indices)
                     if self._tick_is_due():
                         self._end_tick()
+                    self.outputs.advance()
                     if stop.requested and not self.complete:
                         status = "KILLED"
                         return self._stop_early()
                     if not self.complete:
                         images, indices = self._next(batches)
+                self.outputs.finish()
             status = "FINISHED"
             self.print(f"Done: {self.state.progress.nimg / 1000:g} kimg in {self.run_dir}")
             return True
         except KeyboardInterrupt:
             status = "KILLED"
             raise
-        except GanError as error:
-            self.console.log(f"error: {error}")
+        except Exception as error:
+            with contextlib.suppress(Exception):  # what fell due before the error is worth having
+                self.outputs.finish()
+            if isinstance(error, GanError):
+                self.console.log(f"error: {error}")
             raise
         finally:
+            if opened is not None:
+                opened.close()
+            self.outputs.close()
             self.trackers.close(status)
 
     @property
@@ -113,22 +123,6 @@ class Trainer:
     def print(self, text: str) -> None:
         """To the screen and log.txt."""
         self.console.print(text)
-
-    def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        config = self.config
-        workers = config.workers
-        if workers is None:  # on a CPU they would take cores from the training that they wait for
-            workers = 0 if self.device.type == "cpu" else 2
-        stream = batch_stream(
-            self.dataset,
-            config.batch_size,
-            config.seed,
-            start=self.state.progress.nimg,
-            workers=workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        for images, indices in stream:
-            yield images.to(self.device, non_blocking=True), indices.to(self.device, non_blocking=True)
 
     def _next(self, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
         begin = time.perf_counter()
@@ -147,37 +141,42 @@ class Trainer:
             run_id=self._tracker_state.get("run_id"),
             nimg=nimg,
             report=self.console.print,
+            wait_for_tick=True,
         )
         self.trackers = Trackers([self.console, JsonlTracker(self.run_dir, nimg), mlflow], self.console.print)
 
-    def _announce(self) -> None:
+    def _cache_says(self, line: str) -> None:
+        self.print(f"Cache:     {line}")
+
+    def _announce(self, cache_lines: list[str]) -> None:
         """What runs, on what, and why: one line each."""
         config, data, progress = self.config, self.config.data, self.state.progress
         sizes = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (self.state.G, self.state.D)]
-        half_from = [b.resolution for b in self.state.G.synthesis.children() if b.use_fp16]
-        precision = "float32"
-        if half_from and self.half_dtype != torch.float32:
-            precision = f"{_DTYPE_NAMES[self.half_dtype]} from {half_from[0]}x{half_from[0]} on, float32 below"
         shown = f"{data.resolution}x{data.resolution}, {'grey' if data.channels == 1 else 'RGB'}"
         classes = f", {data.label_dim} label values" if data.label_dim else ""
         begin = f"continuing at {progress.nimg / 1000:g} kimg" if self.resumed else "starting"
         self.print(f"Run:       {self.run_dir} ({begin}, {config.total_kimg} kimg in all)")
         self.print(f"Data:      {data.path}: {len(self.dataset)} images, {shown}{classes}; decoded by {decoder()}")
+        for line in cache_lines:
+            self._cache_says(line)
         self.print(f"Networks:  G {sizes[0]:.2f} M parameters, D {sizes[1]:.2f} M")
         self.print(f"Batch:     {config.batch_size}, {config.batch_gpu} at a time")
-        device = resources.device_name(self.device)
-        self.print(f"Computing: {device}, {precision}; PyTorch operations, no CUDA kernels yet")
+        self.print(f"Computing: {resources.computing(self.device, self.state.G, self.half_dtype)}")
         if not resources.can_measure_memory():
             self.print("Memory:    cpumem reads 0, because psutil is not installed")
         if config.init_from and not self.resumed:
             self.print(f"Weights:   from {config.init_from}")
         self.print("Stop with Ctrl-C: the run is saved, and python train.py --resume goes on where it was")
 
-    def _save_first_images(self) -> None:
-        self.print("Writing reals.png and fakes_init.png first")
-        self.grid.save_reals(self.dataset, self.run_dir / "reals.png")
-        self.trackers.image("reals", self.run_dir / "reals.png", 0)
-        self._save_fakes("fakes_init.png")
+    def _add_first_sheets(self) -> None:
+        path = self.run_dir / "reals.png"
+
+        def write() -> None:
+            self.grid.save_reals(self.dataset, path)
+            self.trackers.image("reals", path, 0)
+
+        self.outputs.add(Output("reals.png", "sheet", write))
+        self._add_fakes("fakes_init.png", copy.deepcopy(self.state.G_ema))
 
     def _tick_is_due(self) -> bool:
         progress = self.state.progress
@@ -189,16 +188,19 @@ class Trainer:
         self.trackers.tick(progress.nimg, self._tick_record())
         maintenance = time.monotonic()
         snapshot_due = self.complete or progress.tick % self.config.snap == 0
+        networks = None
         if snapshot_due:
+            self.outputs.make_room("snapshot")
+            networks = self.state.copy_networks()
             kimg = progress.nimg // 1000
-            self._save_fakes(f"fakes{kimg:06d}.png")
-            self._save_snapshot(self.run_dir / f"network-snapshot-{kimg:06d}.pkl")
+            self._add_fakes(f"fakes{kimg:06d}.png", networks["G_ema"])
+            self._add_snapshot(self.run_dir / f"network-snapshot-{kimg:06d}.pkl", networks)
         progress.tick += 1
         progress.tick_nimg = progress.nimg
-        progress.maintenance_seconds = time.monotonic() - maintenance
         progress.tick_start_seconds = self.clock.seconds
         if snapshot_due or time.monotonic() - self._state_saved_at > STATE_SECONDS:
-            self._save_state()
+            self._add_state(networks)
+        progress.maintenance_seconds = time.monotonic() - maintenance
 
     def _tick_record(self) -> dict[str, Any]:
         """One line of stats.jsonl."""
@@ -225,13 +227,20 @@ class Trainer:
         record.update({name: {"num": 1, "mean": value, "std": 0.0} for name, value in scalars.items()})
         return {**record, "timestamp": time.time()}
 
-    def _save_fakes(self, name: str) -> None:
+    def _add_fakes(self, name: str, G: Generator) -> None:
+        """The sheet of what G, which nobody else changes, generates."""
+        path, nimg = self.run_dir / name, self.state.progress.nimg
         labels = self.labels.take(torch.from_numpy(self.grid.indices).to(self.device))
-        self.grid.save_fakes(self.state.G_ema, labels, self.config.batch_gpu, self.run_dir / name)
-        self.trackers.image("fakes", self.run_dir / name, self.state.progress.nimg)
+        sheet = self.grid.fakes(G, labels, self.config.batch_gpu)
 
-    def _save_snapshot(self, path: Path) -> None:
-        state, data = self.state, self.config.data
+        def write() -> None:
+            sheet.write(path)
+            self.trackers.image("fakes", path, nimg)
+
+        self.outputs.add(Output(name, "sheet", write, sheet.portions))
+
+    def _add_snapshot(self, path: Path, networks: dict[str, Any]) -> None:
+        data = self.config.data
         kwargs = {
             "path": data.path,
             "use_labels": data.cond,
@@ -239,22 +248,50 @@ class Trainer:
             "xflip": data.mirror,
             "resolution": data.resolution,
         }
-        models.save(
-            path, G=state.G, D=state.D, G_ema=state.G_ema, augment_pipe=state.augment, training_set_kwargs=kwargs
-        )
+        write = functools.partial(models.save, path, **networks, training_set_kwargs=kwargs)
+        self.outputs.add(Output(path.name, "snapshot", write))
 
-    def _save_state(self) -> None:
+    def _add_state(self, networks: dict[str, Any] | None = None) -> None:
+        """The training state of this moment; `networks`: copies that were made of them already."""
+        self.outputs.make_room("state")
         self.state.progress.seconds = self.clock.seconds
         known = {name: value for name, value in self.trackers.state().items() if value is not None}
         self._tracker_state.update(known)
-        save_state(self.run_dir / run_folder.STATE_FILE, self.state, self._tracker_state)
+        path, tracker = self.run_dir / run_folder.STATE_FILE, dict(self._tracker_state)
+        write = functools.partial(save_state, path, self.state.copy(networks), tracker)
+        self.outputs.add(Output(path.name, "state", write))
         self._state_saved_at = time.monotonic()
 
     def _stop_early(self) -> bool:
-        self._save_state()
+        self._add_state()
+        self.outputs.finish()
         kimg = self.state.progress.nimg / 1000
         self.print(f"Stopped at {kimg:g} kimg, saved; go on with: python train.py --resume {self.run_dir}")
         return False
+
+
+def batches_on(
+    device: torch.device,
+    dataset: ImageDataset,
+    config: TrainConfig,
+    start: int,
+    report: Callable[[str], None] = print,
+) -> BatchStream:
+    """Endless batches (images, indices) on the device, from the `start`-th image of the run on."""
+    workers = config.workers
+    if workers is None:  # on a CPU they would take cores from the training that they wait for
+        workers = 0 if device.type == "cpu" else 2
+    return BatchStream(
+        dataset,
+        config.batch_size,
+        config.seed,
+        start,
+        device=device,
+        workers=workers,
+        cache=config.cache,
+        cache_dir=config.cache_dir,
+        report=report,
+    )
 
 
 class _Clock:

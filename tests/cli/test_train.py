@@ -15,8 +15,8 @@ from gan.config import DataInfo, TrainOptions, resolve
 
 SURFACE = """
 --data --outdir --gpus --cfg --demo --cond --mirror --subset --gamma --kimg --batch --batch-gpu --aug --p --target
---augpipe --p-max --resume --freezed --snap --tick --seed --fp32 --workers --desc --glr --dlr --cbase --cmax
---map-depth --mbstd-group --device --precision --tf32 --dry-run --json --help
+--augpipe --p-max --resume --freezed --snap --tick --seed --fp32 --workers --cache --cache-dir --desc --glr --dlr
+--cbase --cmax --map-depth --mbstd-group --device --precision --tf32 --cuda-graphs --dry-run --json --help
 """
 
 

@@ -48,10 +48,9 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dy: torch.Tensor, grid: torch.Tensor, size: torch.Size) -> torch.Tensor:
         ctx.save_for_backward(grid)
-        with torch.enable_grad():
-            x = torch.zeros([*dy.shape[:2], *size], dtype=dy.dtype, device=dy.device, requires_grad=True)
-            y = grid_sample_ref(x, grid)
-        return torch.autograd.grad(y, x, dy)[0]
+        x = dy.new_empty([*dy.shape[:2], *size])  # its shape is asked for, not its values
+        # Bilinear, zero padding, align_corners False; the gradient of x alone.
+        return torch.ops.aten.grid_sampler_2d_backward(dy, x, grid, 0, 0, False, (True, False))[0]
 
     @staticmethod
     def backward(ctx: Any, ddx: torch.Tensor) -> tuple[Any, ...]:

@@ -1,0 +1,76 @@
+"""The command line of a training run, for the commands that make one: each option is declared in TrainOptions."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, get_type_hints
+
+import click
+
+from gan import config as cfg
+from gan.cli.command import Option
+from gan.config import TrainOptions
+from gan.presets import AUGMENT_PIPES, PRESETS
+
+LATEST = "latest"  # what --resume alone means
+_CHOICES = {
+    "cfg": list(PRESETS),
+    "aug": list(cfg.AUGMENT_MODES),
+    "augpipe": list(AUGMENT_PIPES),
+    "device": list(cfg.DEVICES),
+    "precision": list(cfg.PRECISIONS),
+    "cache": list(cfg.CACHES),
+    "cuda_graphs": list(cfg.CUDA_GRAPHS),
+}
+
+
+def flag(name: str) -> str:
+    """The flag of a field of TrainOptions."""
+    return "--" + name.replace("_", "-")
+
+
+def default(name: str) -> Any:
+    """The default of a field of TrainOptions; None for what is no field."""
+    return TrainOptions.__dataclass_fields__[name].default if name in TrainOptions.__dataclass_fields__ else None
+
+
+def train_options(names: Sequence[str] | None = None, helps: Mapping[str, str] | None = None) -> list[click.Parameter]:
+    """The command line options of these fields of TrainOptions, or of all; `helps` replaces help texts."""
+    hints, other = get_type_hints(TrainOptions), helps or {}
+    fields = [field for field in dataclasses.fields(TrainOptions) if names is None or field.name in names]
+    return [_option(field, hints[field.name], other.get(field.name, field.metadata["help"])) for field in fields]
+
+
+def parsed(values: Mapping[str, Any], problems: Sequence[str]) -> TrainOptions:
+    """The options as typed; those whose value was refused, as `problems` say, have their default."""
+    broken = {problem.split()[0].rstrip(":") for problem in problems}
+    return TrainOptions(**{k: default(k) if v is None and flag(k) in broken else v for k, v in values.items()})
+
+
+def limit_spinning() -> None:
+    """Have the threads of a CPU run wait for each other less greedily; takes effect before PyTorch is loaded.
+
+    Waiting threads spin, by default so long that any other busy process on the machine slows training down by a factor
+    of 15. With this it is 5, and on a quiet machine the cost is below 5 % (docs/experiments.md).
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def _option(field: dataclasses.Field[Any], hint: Any, text: str) -> Option:
+    """The option of a field: its name, type and default are written there."""
+    kind = next((t for t in (bool, int, float, str) if hint in (t, t | None)), str)
+    settings: dict[str, Any] = {"default": field.default, "help": text}
+    if field.default not in (None, False):
+        settings["show_default"] = True
+    if field.name in _CHOICES:
+        settings["type"] = click.Choice(_CHOICES[field.name])
+    elif kind is bool:  # also --mirror=1, --mirror=true
+        settings.update(type=bool, is_flag=False, flag_value=True, metavar="[BOOL]")
+    elif field.name == "resume":
+        settings.update(type=str, is_flag=False, flag_value=LATEST, metavar="[RUN_DIR|FILE]")
+    else:
+        settings["type"] = kind
+    return Option([flag(field.name), field.name], **settings)

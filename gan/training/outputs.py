@@ -1,0 +1,134 @@
+"""The files of a run, made beside the training and written in the order in which they fell due.
+
+A picture sheet is computed a batch at a time between the steps; encoding and writing is the work of one thread. What is
+asked for first is on disk first: a training state is never there before the sheets and the snapshot that precede it, so
+a run that is killed at any moment goes on from a state and makes everything after it anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+
+@dataclasses.dataclass(eq=False)
+class Output:
+    """A file in the making."""
+
+    name: str
+    """as people know it"""
+    kind: str
+    """of which one at a time is kept in memory, where `make_room` is asked for it"""
+    write: Callable[[], None]
+    """makes the file; called on the thread, when all portions are done"""
+    portions: deque[Callable[[], None]] = dataclasses.field(default_factory=deque)
+    """what training's own thread computes for it, one after a step"""
+
+
+class Outputs:
+    """Takes outputs with `add`; `advance` after every step, `finish` before the end, `close` in any case.
+
+    An error on the thread is raised by the next call of any of them, and nothing due after it is written.
+
+    Args:
+        device: where the outputs' tensors are.
+        report: takes a line for people.
+    """
+
+    def __init__(self, device: torch.device, report: Callable[[str], None]) -> None:
+        self._cuda, self._report = device.type == "cuda", report
+        self._due: deque[Output] = deque()  # not handed to the thread yet
+        self._handed: queue.SimpleQueue[tuple[Output, torch.cuda.Event | None] | None] = queue.SimpleQueue()
+        self._changed = threading.Condition()  # guards the two fields below
+        self._unwritten: list[Output] = []
+        self._error: Exception | None = None
+        self._thread: threading.Thread | None = None
+
+    def add(self, output: Output) -> None:
+        """Ask for a file. Nothing happens before the next `advance`."""
+        self._check()
+        with self._changed:
+            self._unwritten.append(output)
+        self._due.append(output)
+
+    def advance(self) -> None:
+        """One portion of what is first in line, and to the thread with what is ready."""
+        self._check()
+        if self._due and self._due[0].portions:
+            self._due[0].portions.popleft()()
+        while self._due and not self._due[0].portions:
+            self._hand_over(self._due.popleft())
+
+    def make_room(self, kind: str) -> None:
+        """Wait until no output of this kind is left, so that memory holds one of them only."""
+        self._progress_until(lambda: all(output.kind != kind for output in self._unwritten))
+
+    def finish(self) -> None:
+        """Complete and write everything."""
+        self._progress_until(lambda: not self._unwritten)
+
+    def close(self) -> None:
+        """End the thread. What is being written is completed, what is still in line is dropped."""
+        with self._changed:
+            self._error = self._error or RuntimeError("closed")
+        self._due.clear()
+        if self._thread is not None:
+            self._handed.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _progress_until(self, done: Callable[[], bool]) -> None:
+        """Do nothing else until then; a line says so when it takes more than a second."""
+        begin, said = time.monotonic(), False
+        while True:
+            self.advance()
+            with self._changed:
+                if self._error is None and done():
+                    return
+                if not self._due and self._error is None:
+                    self._changed.wait(timeout=0.5)  # not for ever: Ctrl-C is to get through
+                names = ", ".join(output.name for output in self._unwritten)
+            if not said and time.monotonic() > begin + 1:
+                said = True
+                self._report(f"Finishing {names}")
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _hand_over(self, output: Output) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write_all, name="outputs", daemon=True)
+            self._thread.start()
+        ready = torch.cuda.current_stream().record_event() if self._cuda else None
+        self._handed.put((output, ready))
+
+    def _write_all(self) -> None:
+        stream: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        if self._cuda:  # copies to the host pass by the training that goes on
+            stream = torch.cuda.stream(torch.cuda.Stream())
+        with stream:
+            while (handed := self._handed.get()) is not None:
+                output, ready = handed
+                self._write(output, ready)
+                del handed, output  # or it stays in memory until there is another one
+
+    def _write(self, output: Output, ready: torch.cuda.Event | None) -> None:
+        try:
+            if self._error is None:
+                if ready is not None:
+                    ready.synchronize()
+                output.write()
+        except Exception as error:
+            with self._changed:
+                self._error = self._error or error
+        with self._changed:
+            self._unwritten.remove(output)
+            self._changed.notify_all()

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny import TINY
+
+from gan import models
+from gan.cli.train import train
+from gan.config import DataInfo, TrainOptions, resolve
+from gan.errors import GanError
+from gan.latent.sampling import tile
+from gan.training import outputs as outputs_module
+from gan.training import run_folder
+from gan.training.grid import SampleGrid
+from gan.training.outputs import Output, Outputs
+from gan.training.state import TrainingState, read_state
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def outputs(lines: list[str]) -> Iterator[Outputs]:
+    made = Outputs(torch.device("cpu"), lines.append)
+    yield made
+    made.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "outputs"]
+
+
+def test_files_are_written_in_the_order_in_which_they_fell_due(outputs: Outputs) -> None:
+    done: list[str] = []
+    portions = deque([lambda: done.append("part"), lambda: done.append("part")])
+    outputs.add(Output("fakes.png", "sheet", lambda: done.append("sheet"), portions))
+    outputs.add(Output("net.pkl", "snapshot", lambda: done.append("snapshot")))
+    outputs.add(Output("state.pt", "state", lambda: done.append("state")))
+    assert done == []
+    outputs.advance()
+    assert done == ["part"]  # one portion a step, and nothing overtakes the sheet
+    outputs.make_room("snapshot")
+    assert done[:4] == ["part", "part", "sheet", "snapshot"]
+    outputs.finish()
+    assert done[4:] == ["state"]
+
+
+def test_an_error_is_raised_in_training_and_nothing_after_it_is_written(outputs: Outputs) -> None:
+    done: list[str] = []
+
+    def fail() -> None:
+        raise GanError("net.pkl: no space left on the device")
+
+    outputs.add(Output("net.pkl", "snapshot", fail))
+    outputs.add(Output("state.pt", "state", lambda: done.append("state")))
+    with pytest.raises(GanError, match="no space left"):
+        outputs.finish()
+    with pytest.raises(GanError, match="no space left"):
+        outputs.advance()
+    assert done == []
+
+
+def test_what_was_written_is_not_kept_in_memory(outputs: Outputs) -> None:
+    tensor = torch.zeros(3)
+    gone = weakref.ref(tensor)
+    outputs.add(Output("net.pkl", "snapshot", lambda tensor=tensor: None))
+    del tensor
+    outputs.finish()
+    outputs.add(Output("next", "sheet", lambda: None))
+    outputs.finish()
+    assert gone() is None
+
+
+def test_waiting_is_said_once(outputs: Outputs, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter(range(100))
+    monkeypatch.setattr(outputs_module.time, "monotonic", lambda: next(seconds))
+    outputs.add(Output("fakes.png", "sheet", lambda: None, deque([lambda: None] * 5)))
+    outputs.finish()
+    assert lines == ["Finishing fakes.png"]
+
+
+def test_closing_drops_what_is_in_line(outputs: Outputs) -> None:
+    done: list[str] = []
+    outputs.add(Output("fakes.png", "sheet", lambda: done.append("sheet"), deque([lambda: None] * 5)))
+    outputs.advance()
+    outputs.close()
+    assert done == []
+
+
+def tiny_state() -> TrainingState:
+    options = TrainOptions(data="x", cbase=64, cmax=8, map_depth=1, batch=8)
+    return TrainingState(resolve(options, DataInfo("x", "x", 10, 16, 3)), torch.device("cpu"))
+
+
+def test_a_sheet_shows_the_weights_of_its_moment(tmp_path: Path) -> None:
+    state = tiny_state()
+    z = torch.randn(10, state.G.z_dim)
+    grid = SampleGrid(4, 3, np.arange(10), z)
+    networks = state.copy_networks()
+    sheet = grid.fakes(networks["G_ema"], torch.zeros(10, 0), 4)
+    with torch.no_grad():
+        images = torch.cat([state.G_ema(part, None, noise_mode="const") for part in z.split(4)])
+        for parameter in state.G_ema.parameters():
+            parameter.mul_(2)
+    for portion in sheet.portions:
+        portion()
+    sheet.write(tmp_path / "fakes.png")
+    expected = tile((images * 127.5 + 128).clamp(0, 255).to(torch.uint8).numpy(), 4)
+    assert np.array_equal(np.asarray(PIL.Image.open(tmp_path / "fakes.png")), expected.transpose(1, 2, 0))
+
+
+def test_a_copied_state_stays_as_it_was() -> None:
+    state = tiny_state()
+    for networks in (None, state.copy_networks()):
+        copy = state.copy(networks)
+        before = {name: tensor.clone() for name, tensor in copy["G"].items()}
+        with torch.no_grad():
+            for parameter in state.G.parameters():
+                parameter.add_(1)
+            state.ada_signs.add_(1)
+        assert all(torch.equal(copy["G"][name], tensor) for name, tensor in before.items())
+        assert copy["ada_signs"].tolist() != state.ada_signs.tolist()
+        assert copy.keys() == state.state_dict().keys()
+
+
+RUN = [*TINY, "--batch-gpu", "125", "--kimg", "1", "--tick", "0.25", "--snap", "2"]
+
+
+def in_another_process(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run train.py's command with some code before it, and without MLflow."""
+    start = f"import sys, threading; sys.modules['mlflow'] = None; sys.argv[0] = 'train.py'\n{code}\n"
+    start += "from gan.cli.train import train; train()"
+    command = [sys.executable, "-c", start, *(str(a) for a in arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+# Dies when the second training state is about to get its name.
+KILL = """
+import os, signal
+count = []
+def replace(source, target, rename=os.replace):
+    count.append(str(target).endswith("training-state.pt"))
+    if sum(count) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+os.replace = replace
+"""
+
+
+def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    arguments = ["--data", str(tiny_dataset), *RUN]
+    assert CliRunner().invoke(train, arguments).exit_code == 0
+    assert in_another_process(KILL, *arguments).returncode == -9
+    whole, killed = sorted((tmp_path / "training-runs").glob("0*"))
+
+    nimg = read_state(killed / run_folder.STATE_FILE)["state"]["progress"]["nimg"]
+    assert 0 < nimg < 1000
+    for path in killed.iterdir():  # everything before the second state is there, and no final name holds half a file
+        if path.suffix == ".png":
+            assert path.read_bytes() == (whole / path.name).read_bytes()
+        elif path.suffix == ".pkl":
+            models.load(path)
+    names = {path.name for path in killed.iterdir()}
+    assert {"reals.png", "fakes_init.png", "fakes000000.png", "network-snapshot-000000.pkl"} <= names
+
+    assert CliRunner().invoke(train, ["--resume", str(killed)]).exit_code == 0
+    assert {p.name for p in killed.iterdir() if p.suffix != ".tmp"} == {p.name for p in whole.iterdir()}
+    for picture in whole.glob("*.png"):
+        assert (killed / picture.name).read_bytes() == picture.read_bytes(), picture.name
+    one, other = (read_state(run / run_folder.STATE_FILE)["state"]["G_opt"]["state"] for run in (whole, killed))
+    assert all(torch.equal(one[i][key], other[i][key]) for i in one for key in one[i])
+    assert not [thread for thread in threading.enumerate() if thread.name == "outputs"]
+
+
+def test_a_snapshot_that_cannot_be_written_ends_the_run_without_a_state(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+
+    def full(path: Path, **content: object) -> None:
+        raise GanError(f"{path}: no space left on the device")
+
+    monkeypatch.setattr(models, "save", full)
+    result = CliRunner().invoke(train, ["--data", str(tiny_dataset), *RUN])
+    assert result.exit_code == 1
+    assert "network-snapshot-000000.pkl: no space left on the device" in result.output
+    (run_dir,) = (tmp_path / "training-runs").glob("0*")
+    assert (run_dir / "fakes000000.png").exists()
+    assert not (run_dir / run_folder.STATE_FILE).exists()
+
+
+# What is loaded when the first tick ends.
+FIRST_TICK = """
+del sys.modules["mlflow"]
+from gan.training import trainer
+def end(self):
+    heavy = ["mlflow", "scipy", "matplotlib", "pandas", "sympy", "torch._dynamo", "torch._inductor", "torchvision"]
+    print("loaded:", *(name for name in heavy if name in sys.modules))
+    print("threads:", *(thread.name for thread in threading.enumerate()))
+    raise KeyboardInterrupt
+trainer.Trainer._end_tick = end
+from gan.tracking import MlflowTracker
+MlflowTracker.close = lambda self, status: None
+"""
+
+
+def test_nothing_heavy_is_imported_before_the_first_tick(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = in_another_process(FIRST_TICK, "--data", tiny_dataset, *RUN)
+    assert "loaded:\n" in result.stdout, result.stdout + result.stderr
+    assert "outputs" not in result.stdout.split("threads:")[1]
