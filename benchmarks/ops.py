@@ -10,7 +10,8 @@ import torch
 
 from gan import augment
 from gan.networks import modulated_conv2d
-from torch_utils.ops import bias_act, conv2d_resample, upfirdn2d
+from gan.training.devices import keep_freed_memory
+from torch_utils.ops import bias_act, conv2d_resample, kernels, upfirdn2d
 
 
 def with_gradient(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Callable[[], object]:
@@ -35,6 +36,21 @@ def modulated_conv_plain(x: torch.Tensor, w: torch.Tensor, s: torch.Tensor) -> t
     w = w * (w.square().sum(dim=[2, 3, 4], keepdim=True) + 1e-8).rsqrt()
     y = torch.nn.functional.conv2d(x.reshape(1, n * c, height, width), w.flatten(0, 1), padding=1, groups=n)
     return y.reshape(n, -1, height, width)
+
+
+def kernel_against_operations(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """bias_act with gradients of x and b: the compiled kernel, and the native operations that stand in for it."""
+    x = torch.randn(16, 128, 32, 32).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    b, dy = torch.zeros(128, dtype=dtype, requires_grad=True), torch.randn_like(x)
+
+    def run() -> object:
+        return torch.autograd.grad(bias_act.bias_act(x, b, act="lrelu", clamp=256.0), [x, b], dy)
+
+    def native() -> object:
+        with kernels.disabled():
+            return run()
+
+    return {"ours": run, "plain": native}
 
 
 def cases() -> dict[str, dict[str, Callable[[], object]]]:
@@ -69,6 +85,8 @@ def cases() -> dict[str, dict[str, Callable[[], object]]]:
             "ours": with_gradient(lambda x: bias_act.bias_act(x, b, **act_options), act),
             "plain": with_gradient(lambda x: bias_act.bias_act_ref(x, b, **act_options), act),
         },
+        "bias_act on 16x128x32x32, kernel against native": kernel_against_operations(torch.float32),
+        "bias_act on 16x128x32x32, the same in bfloat16": kernel_against_operations(torch.bfloat16),
         "conv2d_resample up 2 on 16x64x32x32": {
             "ours": with_gradient(lambda x: conv2d_resample.conv2d_resample(x, w, f, up=2, padding=1), conv),
             "plain": with_gradient(lambda x: conv2d_resample.conv2d_resample_ref(x, w, f, up=2, padding=1), conv),
@@ -84,6 +102,8 @@ def cases() -> dict[str, dict[str, Callable[[], object]]]:
 def main() -> None:
     torch.manual_seed(0)
     results = {}
+    keep_freed_memory()
+    print(kernels.prepare())
     print(f"{'forward and backward, float32':58s} {'ours ms':>9s} {'plain ms':>9s} {'ratio':>6s}")
     for name, candidates in cases().items():
         timing = harness.alternate(candidates, rounds=15)

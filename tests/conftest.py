@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny import write_dataset
 
+from torch_utils.ops import bias_act, kernels
+
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("GAN_CPU_KERNELS", "0")  # tests that want them ask for `cpu_kernels`; nothing is built elsewhere
 torch.set_num_threads(1)  # tensors this small gain nothing from threads, and lose much when the cores are busy
 
 
@@ -51,6 +56,28 @@ def outdir(tmp_path: Path, empty_store: Path | None, monkeypatch: pytest.MonkeyP
     if empty_store is not None:
         shutil.copy(empty_store, folder / "mlflow.db")
     return folder
+
+
+@pytest.fixture(scope="session")
+def built_kernel(tmp_path_factory: pytest.TempPathFactory) -> kernels.CpuKernel:
+    """The kernel of bias_act, built once into a cache of its own and not switched on; skips where none can be built."""
+    kernel = dataclasses.replace(bias_act._kernel, ops=None, prepared=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv(kernels.SWITCH)
+        kernels._prepare(kernel, timeout=120)
+    if kernel.ops is None:
+        if "not found" in kernel.reason or "was found" in kernel.reason or "Windows" in kernel.reason:
+            pytest.skip(kernel.reason)
+        pytest.fail(kernel.reason)
+    return kernel
+
+
+@pytest.fixture
+def cpu_kernels(built_kernel: kernels.CpuKernel, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Has the test run with compiled kernels; their operators."""
+    monkeypatch.setattr(bias_act._kernel, "ops", built_kernel.ops)
+    return built_kernel.ops
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ class Tracker(Protocol):
         """
 
     def image(self, name: str, path: Path, nimg: int) -> None:
-        """A picture that lies finished in the run folder, for instance the grid 'fakes'."""
+        """A picture that lies finished in the run folder, for instance the grid 'fakes'; called on any thread."""
 
     def state(self) -> dict[str, Any]:
         """Plain values for the training state, given back when the run is continued."""

@@ -1,12 +1,20 @@
-"""Add a bias, apply an activation, scale and clamp."""
+"""Add a bias, apply an activation, scale and clamp.
+
+On a CPU a compiled kernel does it in one pass over memory each way (csrc/bias_act_cpu.cpp), if `kernels.prepare` was
+called and one could be built. The slope follows from the output, so only that is kept for the gradient.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+from torch_utils.ops import kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +67,10 @@ def bias_act(
     """
     _, alpha, gain = _check(x, b, dim, act, alpha, gain, clamp)
     if act in _HOMOGENEOUS and gain > 0:
+        if _kernel.ops is not None:
+            call = _kernel_call(x, b, dim, act, alpha, gain, clamp)
+            if call is not None:
+                return call.forward(x, b)
         # As few passes over memory as native operations allow; each has native derivatives of any order.
         if b is not None:
             x = torch.add(_along(b * gain if gain != 1 else b, dim, x.ndim), x, alpha=gain)
@@ -87,6 +99,158 @@ def bias_act_ref(
         x = x + _along(b, dim, x.ndim)
     x = spec.function(x, alpha) * gain
     return x if clamp is None else x.clamp(-clamp, clamp)
+
+
+class _Call(NamedTuple):
+    """A call of the kernel, without its tensors."""
+
+    ops: Any
+    channels_innermost: bool
+    """in memory: channels_last, or `[N, C]`"""
+    relu: bool
+    alpha: float
+    gain: float
+    clamp: float
+    """NaN for none"""
+
+    def forward(self, x: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+        if torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad)):
+            return _BiasAct.apply(x, b, self)
+        return self.ops.bias_act.default(x, b, *self[1:])
+
+    def gradient(self, dy: torch.Tensor, y: torch.Tensor, bias: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """dx and, if asked for, db; differentiable in dy if there is something to differentiate."""
+        if torch.is_grad_enabled() and (dy.requires_grad or y.requires_grad):
+            # The derivative in y is zero. Detached, y keeps the forward graph out of the second derivatives, that would
+            # carry zeros through all of it; but if dy is a constant, something has to make dx differentiable.
+            return _BiasActGradient.apply(dy, y.detach() if dy.requires_grad else y, self, bias)
+        layout = torch.channels_last if self.channels_innermost and y.ndim == 4 else torch.contiguous_format
+        dx, db = self.ops.bias_act_grad.default(dy.contiguous(memory_format=layout), y, *self[1:], bias)
+        return dx, db if bias else None
+
+
+class _BiasAct(torch.autograd.Function):
+    """The kernel, differentiable."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, b: torch.Tensor | None, call: _Call) -> torch.Tensor:
+        y = call.forward(x, b)
+        ctx.save_for_backward(y)
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        if dy is None:
+            return None, None, None
+        (y,) = ctx.saved_tensors
+        dx, db = ctx.call.gradient(dy, y, bias=ctx.needs_input_grad[1])
+        return dx, db, None
+
+
+class _BiasActGradient(torch.autograd.Function):
+    """dx and db of the kernel: linear in dy, closed under differentiation."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, dy: torch.Tensor, y: torch.Tensor, call: _Call, bias: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        ctx.save_for_backward(y)
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        return call.gradient(dy, y, bias)
+
+    @staticmethod
+    def backward(ctx: Any, ddx: torch.Tensor | None, ddb: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        (y,) = ctx.saved_tensors
+        if ddb is not None:  # db is the sum of dx
+            ddb = _along(ddb, 1, y.ndim)
+            ddx = ddb.expand_as(y) if ddx is None else ddx + ddb
+        if ddx is None:
+            return None, None, None, None
+        return ctx.call.gradient(ddx, y, bias=False)[0], None, None, None
+
+
+def _kernel_call(
+    x: torch.Tensor, b: torch.Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None
+) -> _Call | None:
+    """How the kernel computes this; None for what it does not do or does no faster."""
+    if not x.is_cpu or x.dtype not in (torch.float32, torch.bfloat16) or x.numel() == 0:
+        return None
+    if type(x) is not torch.Tensor or x.ndim not in (2, 4) or torch.compiler.is_compiling():
+        return None
+    if b is not None and (dim % x.ndim != 1 or b.dtype != x.dtype or not b.is_cpu or not b.is_contiguous()):
+        return None
+    if act != "lrelu":
+        alpha = float(act == "linear")
+    if not (0 <= alpha < math.inf and gain < math.inf):  # a negative slope hides the sign
+        return None
+    if act == "linear" and gain == 1 and clamp is None:
+        return None
+    if x.is_contiguous():
+        innermost = x.ndim == 2
+    elif x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        innermost = True
+    else:
+        return None
+    return _Call(_kernel.ops, innermost, act == "relu", alpha, gain, math.nan if clamp is None else clamp)
+
+
+def _check_kernel(ops: Any) -> str | None:
+    """Compare the kernel with `bias_act_ref` where it could go wrong; what is wrong, or None."""
+    settings: list[dict[str, Any]] = [
+        {"act": "lrelu", "alpha": 0.2, "gain": 1.4, "clamp": 1.5},
+        {"act": "relu", "alpha": 0.0, "gain": 1.4, "clamp": None},
+        {"act": "linear", "alpha": 1.0, "gain": 1.0, "clamp": 1.0},
+    ]
+    random = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape, layout in (
+            ((2, 129, 5, 7), torch.channels_last),
+            ((2, 5, 9, 13), torch.contiguous_format),
+            ((151, 3), torch.contiguous_format),
+        ):
+            # Odd multiples of 1/8, so that rounding does not decide on which side of a kink a number is.
+            total = (torch.randn(shape, generator=random) * 4).floor() / 4 + 1 / 8
+            b = (torch.randn(shape[1], generator=random) * 16).round() / 16
+            x = (total - _along(b, 1, len(shape))).to(dtype).contiguous(memory_format=layout)
+            dy = torch.randn(shape, generator=random).to(dtype)
+            for case in settings:
+                wrong = _difference(ops, x, b.to(dtype), dy, case)
+                if wrong:
+                    return f"{wrong} of {case['act']} in {str(dtype).removeprefix('torch.')}"
+    odd = torch.tensor([[math.nan, math.inf, -math.inf, 1.0]])
+    for dtype in (torch.float32, torch.bfloat16):
+        y = _Call(ops, True, False, 0.2, 2.0, 3.0).forward(odd.to(dtype), None).float()
+        if not torch.equal(y.nan_to_num(nan=7.0), torch.tensor([[7.0, 3.0, -3.0, 2.0]])):
+            return "NaN and infinity"
+    return None
+
+
+def _difference(ops: Any, x: torch.Tensor, b: torch.Tensor, dy: torch.Tensor, settings: dict[str, Any]) -> str | None:
+    """Which result of a call is too far from that of `bias_act_ref`."""
+    with torch.enable_grad():
+        exact_x, exact_b = x.double().requires_grad_(), b.double().requires_grad_()
+        exact_y = bias_act_ref(exact_x, exact_b, **settings)
+        # Of a sum: to take a cotangent, autograd.grad imports sympy, which costs more than all of this.
+        exact_dx, exact_db = torch.autograd.grad((exact_y * dy.double()).sum(), [exact_x, exact_b])
+    clamp = math.nan if settings["clamp"] is None else settings["clamp"]
+    innermost = x.ndim == 2 or not x.is_contiguous()
+    call = _Call(ops, innermost, settings["act"] == "relu", settings["alpha"], settings["gain"], clamp)
+    with torch.no_grad():
+        y = call.forward(x, b)
+        dx, db = call.gradient(dy, y, bias=True)
+    assert db is not None
+    tolerance = 4 * torch.finfo(x.dtype).eps
+    for name, actual, exact in (("y", y, exact_y), ("dx", dx, exact_dx), ("db", db, exact_db)):
+        close = (actual.double() - exact).abs().max() <= tolerance * exact.abs().max()
+        if not close:  # also if it is NaN
+            return name
+    return None
+
+
+_kernel = kernels.register("bias_act", "bias_act_cpu.cpp", _check_kernel)
 
 
 def _along(b: torch.Tensor, dim: int, ndim: int) -> torch.Tensor:
