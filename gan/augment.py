@@ -126,30 +126,30 @@ class AugmentPipe(torch.nn.Module):
         inverse = torch.eye(3, device=draw.device).expand(draw.n, 3, 3)
         if self.xflip:
             mirrored = draw.gated(self.xflip, (draw.uniform() * 2).floor(), 0)
-            inverse = inverse @ scale2d(1 - 2 * mirrored, torch.ones_like(mirrored))
+            inverse = product(inverse, scale2d(1 - 2 * mirrored, torch.ones_like(mirrored)))
         if self.rotate90:
             quarter_turns = draw.gated(self.rotate90, (draw.uniform() * 4).floor(), 0)
-            inverse = inverse @ rotate2d(quarter_turns * (math.pi / 2))
+            inverse = product(inverse, rotate2d(quarter_turns * (math.pi / 2)))
         if self.xint:
             gate = draw.gate(self.xint)  # one gate for both axes
             tx = draw.choose(gate, (draw.uniform() * 2 - 1) * self.xint_max, 0)
             ty = draw.choose(gate, (draw.uniform() * 2 - 1) * self.xint_max, 0)
-            inverse = inverse @ translate2d(-(tx * width).round(), -(ty * height).round())
+            inverse = product(inverse, translate2d(-(tx * width).round(), -(ty * height).round()))
         if self.scale:
             s = draw.gated(self.scale, (draw.normal() * self.scale_std).exp2(), 1)
-            inverse = inverse @ scale2d(1 / s, 1 / s)
+            inverse = product(inverse, scale2d(1 / s, 1 / s))
         if self.rotate:
-            inverse = inverse @ rotate2d(self._angle(draw))
+            inverse = product(inverse, rotate2d(self._angle(draw)))
         if self.aniso:
             s = draw.gated(self.aniso, (draw.normal() * self.aniso_std).exp2(), 1)
-            inverse = inverse @ scale2d(1 / s, s)
+            inverse = product(inverse, scale2d(1 / s, s))
         if self.rotate:
-            inverse = inverse @ rotate2d(self._angle(draw) * (0 if draw.deterministic else 1))
+            inverse = product(inverse, rotate2d(self._angle(draw) * (0 if draw.deterministic else 1)))
         if self.xfrac:
             gate = draw.gate(self.xfrac)
             tx = draw.choose(gate, draw.normal() * self.xfrac_std, 0)
             ty = draw.choose(gate, draw.normal() * self.xfrac_std, 0)
-            inverse = inverse @ translate2d(-tx * width, -ty * height)
+            inverse = product(inverse, translate2d(-tx * width, -ty * height))
         return inverse
 
     def _angle(self, draw: Draws) -> torch.Tensor:
@@ -165,25 +165,25 @@ class AugmentPipe(torch.nn.Module):
         matrix = eye.expand(draw.n, 4, 4)
         if self.brightness:
             b = draw.gated(self.brightness, draw.normal() * self.brightness_std, 0)
-            matrix = translate3d(b) @ matrix
+            matrix = product(translate3d(b), matrix)
         if self.contrast:
             c = draw.gated(self.contrast, (draw.normal() * self.contrast_std).exp2(), 1)
-            matrix = scale3d(c) @ matrix
+            matrix = product(scale3d(c), matrix)
         if self.lumaflip:
             flipped = draw.gated(self.lumaflip, (draw.uniform() * 2).floor(), 0)
-            matrix = (eye - 2 * luma * flipped[:, None, None]) @ matrix  # Householder reflection
+            matrix = product(eye - 2 * luma * flipped[:, None, None], matrix)  # Householder reflection
         if self.hue and channels > 1:
             theta = draw.gated(self.hue, (draw.uniform() * 2 - 1) * (math.pi * self.hue_max), 0)
-            matrix = rotate_about_luma(theta) @ matrix
+            matrix = product(rotate_about_luma(theta), matrix)
         if self.saturation and channels > 1:
             s = draw.gated(self.saturation, (draw.normal() * self.saturation_std).exp2(), 1)
-            matrix = (luma + (eye - luma) * s[:, None, None]) @ matrix
+            matrix = product(luma + (eye - luma) * s[:, None, None], matrix)
         return matrix
 
     def _band_gains(self, draw: Draws) -> torch.Tensor:
         """Gains `[N, 4]` of the frequency bands; each draw amplifies one band and keeps the expected power."""
         power = torch.full([4], 1 / 13, device=draw.device)  # of natural images (1/f spectrum): (10, 1, 1, 1) / 13
-        power[0] = 10 / 13
+        power[:1] = 10 / 13  # a slice: an element would be set by a copy from the host
         gains = torch.ones([draw.n, 4], device=draw.device)
         for band, strength in enumerate(self.imgfilter_bands):
             t = draw.gated(self.imgfilter * strength, (draw.normal() * self.imgfilter_std).exp2(), 1)
@@ -238,6 +238,11 @@ class Draws:
     def gated(self, multiplier: float, value: torch.Tensor, neutral: float) -> torch.Tensor:
         """`choose` with a gate of its own."""
         return self.choose(self.gate(multiplier), value, neutral)
+
+
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Matrix product of `[N, k, k]`, in full precision even where TF32 is allowed: a position needs all its bits."""
+    return (a[:, :, :, None] * b[:, None, :, :]).sum(dim=2)
 
 
 def translate2d(tx: torch.Tensor, ty: torch.Tensor) -> torch.Tensor:

@@ -150,6 +150,8 @@ class _Convolution(_Recorded):
         channels_last = x.is_contiguous(memory_format=torch.channels_last) and self.weight.shape[2] > 1
         layout = torch.channels_last if channels_last else torch.contiguous_format
         if prepared is None or prepared[:3] != (x.dtype, x.device, layout):
+            if x.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError("a weight is asked for in a form that it was not asked for before recording")
             prepared = self.__dict__["prepared"] = self._prepare(x.dtype, layout)
         if torch.is_grad_enabled() and self.weight.requires_grad:
             return _PreparedWeight.apply(self.weight, prepared.value, prepared.energy, prepared.factor)

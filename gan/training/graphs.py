@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-_WARMUP = 3  # ordinary runs of a phase before it is recorded: libraries choose their algorithms in them
+_WARMUP = 1  # ordinary runs of a phase before it is recorded: libraries choose their algorithms, state comes to be
 
 
 class PhaseGraphs:
@@ -48,33 +48,48 @@ class PhaseGraphs:
         elif not self.active:
             phase()
         elif runs <= _WARMUP:
-            self._run_aside(phase)
+            self._run_aside(name, phase)
         elif self._record(name, phase):
             self._graphs[name].replay()  # recording only wrote down what to do
         else:
             phase()
 
-    def _run_aside(self, phase: Callable[[], None]) -> None:
+    def _run_aside(self, name: str, phase: Callable[[], None]) -> None:
         """Run on the stream that recordings are made on, so that what it sets up is set up there."""
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
+        try:
+            with torch.cuda.stream(self._stream):
+                phase()
+        except torch.OutOfMemoryError:
+            if self._required or not self._graphs:
+                raise
+            # The phases recorded before hold their memory. A phase begins by zeroing its gradients: it can begin again.
+            self._give_up(f"there is not enough memory for {name} beside those that are recorded")
             phase()
         current.wait_stream(self._stream)
 
     def _record(self, name: str, phase: Callable[[], None]) -> bool:
-        graph = torch.cuda.CUDAGraph()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             # thread_local: the threads of the data path and of the files may use the device meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 phase()
         except RuntimeError as error:
+            torch.cuda.set_stream(current)  # a recording that breaks off leaves its own stream behind
             if self._required:
                 raise
-            self.active = False
-            torch.cuda.synchronize()
+            del graph
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            self._report(f"CUDA graphs are off, because {name} could not be recorded: {reason}")
+            self._give_up(f"{name} could not be recorded: {reason}")
             return False
         self._graphs[name] = graph
         return True
+
+    def _give_up(self, reason: str) -> None:
+        """Run everything unrecorded from now on."""
+        self.active = False
+        self._graphs.clear()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        self._report(f"CUDA graphs are off, because {reason}")

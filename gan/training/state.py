@@ -16,7 +16,7 @@ from gan.augment import AugmentPipe
 from gan.config import TrainConfig
 from gan.errors import GanError
 from gan.files import atomic_path
-from gan.networks import Discriminator, Generator, prepare_weights
+from gan.networks import Discriminator, Generator, forget_weights, prepare_weights
 from gan.training.gradients import FlatGradients
 from torch_utils.stats import Stats
 
@@ -79,7 +79,10 @@ class TrainingState:
     def copy_networks(self) -> dict[str, Any]:
         """G, D, G_ema and augment_pipe (None: no augmentation) as they are now, for what takes its time with them."""
         parts = {"G": self.G, "D": self.D, "G_ema": self.G_ema, "augment_pipe": self.augment}
-        return {name: copy.deepcopy(part) for name, part in parts.items()}
+        copies = {name: copy.deepcopy(part) for name, part in parts.items()}
+        for name in ("G", "D"):
+            forget_weights(copies[name])  # type: ignore[arg-type]
+        return copies
 
     def copy(self, networks: dict[str, Any] | None = None) -> dict[str, Any]:
         """A `state_dict` of its own; `networks`: their copies of this moment, which it then shares."""
@@ -105,7 +108,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Take over what `state_dict` gave; before the first step, as recorded phases would not see it."""
         for name in ("G", "D", "G_ema", "G_opt", "D_opt", "stats"):
             getattr(self, name).load_state_dict(state[name])
         for optimizer in (self.G_opt, self.D_opt):

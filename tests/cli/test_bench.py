@@ -125,6 +125,7 @@ def test_every_problem_is_listed_at_once() -> None:
         (["--aug", "noaug", "--p", 0.1], "--p 0.1 goes with --aug fixed only"),
         (["--p", "nan"], "--p nan: must be from 0 to 1"),
         (["--device", "cpu", "--precision", "fp16"], "--precision fp16: CPUs have no fast float16"),
+        (["--device", "cpu", "--cuda-graphs", "on"], "--cuda-graphs on: cpu has none; leave it out"),
         (["--cbase", 8], "--cbase 8: leaves no channels at 64x64"),
         (["--cond", "--data", "TINY"], "has no labels"),
         (["--resolution", -3], "--resolution -3: must be a power of two"),

@@ -158,6 +158,7 @@ def test_every_problem_is_listed_at_once_before_anything_is_made(
         (["--resume", "ffhq256"], "--resume ffhq256: downloads are not there yet"),
         (["--gpus", 2], "--gpus 2: training on several GPUs is not there yet; use --gpus 1"),
         (["--device", "cpu", "--precision", "fp16"], "--precision fp16: CPUs have no fast float16"),
+        (["--device", "cpu", "--cuda-graphs", "on"], "--cuda-graphs on: cpu has none; leave it out"),
         (["--json"], "--json goes with --dry-run only"),
     ],
 )

@@ -86,3 +86,13 @@ def test_without_gradients_it_is_one_native_call():
         y = conv2d(x, w)
     assert calls.forward == 1
     assert not y.requires_grad
+
+
+@pytest.mark.parametrize("function", [conv2d, conv_transpose2d])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_has_the_layout_of_the_input_whatever_comes_in(function, layout):
+    x = noise(2, 4, 8, 8).contiguous(memory_format=layout).requires_grad_()
+    y = function(x, noise(4, 4, 3, 3, seed=1))
+    other = torch.channels_last if layout == torch.contiguous_format else torch.contiguous_format
+    (dx,) = torch.autograd.grad(y, x, noise(*y.shape, seed=2).contiguous(memory_format=other))
+    assert dx.is_contiguous(memory_format=layout)

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gan.config import DataInfo, TrainConfig, TrainOptions, resolve
 from gan.data.loader import LabelTable
 from gan.training.gradients import FlatGradients
+from gan.training.graphs import PhaseGraphs
 from gan.training.state import TrainingState
 from gan.training.step import TrainStep, make_phases
 
@@ -276,20 +277,63 @@ def test_loading_a_state_makes_the_moments_those_of_this_device() -> None:
 
 
 @pytest.mark.gpu
-def test_recorded_phases_train_as_unrecorded_ones() -> None:
+@pytest.mark.parametrize("options", [{}, {"precision": "auto", "augpipe": "bgcfnc"}], ids=["fp32", "half"])
+def test_recorded_phases_train_as_unrecorded_ones(options: dict[str, object]) -> None:
     device = torch.device("cuda")
     after = []
     for setting in ("off", "on"):
-        config = tiny_config(cuda_graphs=setting, gamma=1)
+        config = tiny_config(cuda_graphs=setting, gamma=1, **options)
         labels = LabelTable(torch.zeros([1, 0], device=device), torch.zeros([IMAGES], dtype=torch.long, device=device))
         step = TrainStep(TrainingState(config, device), config, labels)
         images, indices = (t.cuda() for t in batch_of(config))
-        for _ in range(80):  # D's R1, every 16th, is recorded in its 4th
+        for _ in range(32):  # D's R1, every 16th, is recorded in its 2nd
             step(images, indices)
-        assert setting == "off" or set(step.graphs._graphs) == {"Gmain", "Greg", "Dmain", "Dreg"}  # type: ignore[union-attr]
+        if setting == "on":
+            assert set(step.graphs._graphs) == {"Gmain", "Greg", "Dmain", "Dreg"}  # type: ignore[union-attr]
+            for network in (step.state.G, step.state.D):  # replays keep the prepared weights up to date
+                for layer in (m for m in network.modules() if m.__dict__.get("prepared") is not None):
+                    kept = layer.__dict__["prepared"]
+                    assert torch.equal(kept.value, layer._prepare(kept.dtype, kept.layout).value)  # type: ignore[operator]
         stats = step.state.stats.flush()
         after.append([stats[name]["mean"] for name in sorted(stats)])
-    assert after[1] == pytest.approx(after[0], rel=0.05, abs=0.02)  # sums in another order, 80 steps on
+    assert after[1] == pytest.approx(after[0], rel=0.05, abs=0.02)  # sums in another order, 32 steps on
+
+
+@pytest.mark.gpu
+def test_a_recorded_phase_follows_p() -> None:
+    device = torch.device("cuda")
+    config = tiny_config(cuda_graphs="on", aug="fixed", p=0.0)
+    labels = LabelTable(torch.zeros([1, 0], device=device), torch.zeros([IMAGES], dtype=torch.long, device=device))
+    step = TrainStep(TrainingState(config, device), config, labels)
+    images, indices = (t.cuda() for t in batch_of(config))
+    for _ in range(6):
+        step(images, indices)
+    means = []
+    for p in (0.0, 1.0):
+        assert step.state.augment is not None
+        step.state.augment.p.fill_(p)
+        step.state.progress.nimg = 64  # the same random numbers
+        step.state.stats.flush()
+        step(images, indices)
+        means.append(step.state.stats.flush()["Loss/scores/real"]["mean"])
+    assert means[0] != means[1]
+
+
+@pytest.mark.gpu
+def test_what_cannot_be_recorded_runs_as_it_did() -> None:
+    lines: list[str] = []
+    graphs = PhaseGraphs(torch.device("cuda"), lines.append)
+    total = torch.zeros([], device="cuda")
+
+    def phase() -> None:
+        total.add_(1)
+        total.item()  # a read, which a recording cannot hold
+
+    for _ in range(5):
+        graphs.run("Gmain", phase)
+    assert float(total) == 5
+    assert len(lines) == 1
+    assert lines[0].startswith("CUDA graphs are off, because Gmain could not be recorded")
 
 
 @pytest.mark.gpu

@@ -36,7 +36,7 @@ def conv2d(
         w: `[O, I / groups, kh, kw]` of x's dtype.
         stride, padding: (y, x).
     """
-    call = _Call(stride, padding, groups, (x.shape[2], x.shape[3]))
+    call = _Call(stride, padding, groups, (x.shape[2], x.shape[3]), _layout(x))
     return _convolve(x, w, call)
 
 
@@ -52,7 +52,7 @@ def conv_transpose2d(
     """
     height = (x.shape[2] - 1) * stride[0] - 2 * padding[0] + w.shape[2]
     width = (x.shape[3] - 1) * stride[1] - 2 * padding[1] + w.shape[3]
-    call = _Call(stride, padding, groups, (height, width))
+    call = _Call(stride, padding, groups, (height, width), _layout(x))
     return _input_gradient(x, w, call)
 
 
@@ -64,6 +64,8 @@ class _Call:
     padding: Pair
     groups: int
     input_size: Pair
+    layout: torch.memory_format
+    """of the tensor that the convolution was called with, and so of all gradients of activations"""
 
     def output(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """C: `[N, I, H, W]`, `[O, I / groups, kh, kw]` -> `[N, O, H', W']`."""
@@ -71,7 +73,8 @@ class _Call:
 
     def input(self, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """I: `[N, O, H', W']`, `[O, I / groups, kh, kw]` -> `[N, I, H, W]`."""
-        x = torch.empty(self.input_shape(y, w), dtype=y.dtype, device=y.device, memory_format=_layout(y))
+        y = y.contiguous(memory_format=self.layout)
+        x = torch.empty(self.input_shape(y, w), dtype=y.dtype, device=y.device, memory_format=self.layout)
         return self._backward(y, x, w, (True, False, False))[0]
 
     def weight(self, x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -142,6 +145,7 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
         (w,) = ctx.saved_tensors
+        dy = dy.contiguous(memory_format=ctx.call.layout)  # once, for the gradients of both
         dx = _input_gradient(dy, w, ctx.call) if ctx.needs_input_grad[0] else None
         return dx, None, dy if ctx.needs_input_grad[2] else None, None
 
@@ -158,6 +162,7 @@ class _InputGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dx: torch.Tensor) -> tuple[Any, ...]:
         (w,) = ctx.saved_tensors
+        dx = dx.contiguous(memory_format=ctx.call.layout)
         dy = _convolve(dx, w, ctx.call) if ctx.needs_input_grad[0] else None
         return dy, None, dx if ctx.needs_input_grad[2] else None, None
 

@@ -1,0 +1,81 @@
+"""The tables of docs/performance.md out of benchmarks/results/: `python benchmarks/report.py`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import harness
+
+
+def results(name: str) -> Any:
+    return json.loads((harness.RESULTS / f"{name}.json").read_text())["results"]
+
+
+def row(*cells: object) -> None:
+    print("| " + " | ".join(str(cell) for cell in cells) + " |")
+
+
+def header(*columns: str) -> None:
+    row(*columns)
+    print("|" + " --- |" * len(columns))
+
+
+def spread(step: dict[str, float]) -> str:
+    return f"{step['median']:.0f} ({step['min']:.0f} to {step['max']:.0f})"
+
+
+def train_step() -> None:
+    found = results("train_step")
+    header("case", "ours ms", "plain ms", "ratio", "share of the ceiling", "sec/kimg")
+    for name, result in found.items():
+        plain, ratio = "", ""
+        if result["plain"]:
+            plain, ratio = spread(result["plain"]["step_ms"]), f"**{result['ratio']:.2f}**"
+        share = f"{result['ceiling']['share']:.0%}"
+        row(name, spread(result["step_ms"]), plain, ratio, share, f"{result['sec_per_kimg']:.1f}")
+    print()
+    header("ms a call", "Gmain", "Greg", "Dmain", "Dreg")
+    for name, result in found.items():
+        if result["plain"]:
+            for side, phases in (("ours", result["phases"]), ("plain", result["plain"]["phases"])):
+                row(f"{name}, {side}", *(f"{phase['ms']:.0f}" for phase in phases.values()))
+
+
+def scaling() -> None:
+    found = results("scaling")
+    header("64 px, cbase 4096, cmax 128, batch 16, p .2, but", "ms a step", "sec/kimg", "peak GB")
+    for name, result in found["steps"].items():
+        row(name, spread(result["step_ms"]), f"{result['sec_per_kimg']:.1f}", f"{result['memory']['peak_gb']:.2f}")
+    print()
+    header("thousand images (32 px)", "open, first", "open, cached", "batch, first epoch", "batch, cached")
+    for images in found["images"]:
+        opened = (f"{images[f'{run}_open_seconds']:.3f} s" for run in ("first", "cached"))
+        batches = (f"{images[f'{run}_batch_ms']:.3f} ms" for run in ("first", "cached"))
+        row(f"{images['thousand_images']:.0f}", *opened, *batches)
+
+
+def profile() -> None:
+    found = results("profile")
+    header("share of a step", *found)
+    for kind in next(iter(found.values())):
+        row(kind, *(f"{shares.get(kind, 0):.1%}" for shares in found.values()))
+
+
+def quality() -> None:
+    header("curve", "third", "float32", "bfloat16", "difference", "spread of seeds")
+    for line in results("quality")["rows"]:
+        means = (f"{line['means'][precision]:.3f}" for precision in ("fp32", "bf16"))
+        difference = f"{line['difference']:.3f}{'' if line['within'] else ' (beyond)'}"
+        row(line["curve"].removeprefix("Loss/"), line["third"], *means, difference, f"{line['spread']:.3f}")
+
+
+def main() -> None:
+    for table in (train_step, scaling, profile, quality):
+        if (harness.RESULTS / f"{table.__name__}.json").exists():
+            print(f"\n## {table.__name__}\n")
+            table()
+
+
+if __name__ == "__main__":
+    main()
