@@ -142,6 +142,7 @@ def _render(G: Generator, request: Request) -> None:
 
     from gan.files import write_png
     from gan.latent.sampling import Sheet, synthesize
+    from gan.networks import prepare_weights
     from gan.training.devices import choose_device, keep_freed_memory
     from torch_utils.ops import kernels
 
@@ -150,6 +151,7 @@ def _render(G: Generator, request: Request) -> None:
         keep_freed_memory()
         kernels.prepare(device)
     G = G.to(device)
+    prepare_weights(G)
     if request.projected_w is not None:
         ws = _load_ws(request.projected_w, G)
         names = [f"proj{i:02d}.png" for i in range(len(ws))]

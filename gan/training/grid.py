@@ -14,7 +14,7 @@ import torch
 from gan.data.dataset import ImageDataset
 from gan.files import write_png
 from gan.latent.sampling import quantize, tile
-from gan.networks import Generator
+from gan.networks import Generator, prepare_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +42,11 @@ class SampleGrid:
         write_png(path, tile(dataset.images(self.indices), self.columns))
 
     def fakes(self, G: Generator, labels: torch.Tensor, batch: int) -> FakesSheet:
-        """The sheet of generated images, to be computed. `labels`: `[rows * columns, c_dim]` on G's device."""
-        return FakesSheet(G, self.z.to(labels.device), labels, self.columns, batch)
+        """The sheet of generated images, to be computed. `labels`: `[rows * columns, c_dim]` on G's device.
+
+        `batch`: images that fit into the device's memory in training; without gradients four times as many do.
+        """
+        return FakesSheet(G, self.z.to(labels.device), labels, self.columns, 4 * batch)
 
 
 class FakesSheet:
@@ -51,6 +54,7 @@ class FakesSheet:
 
     def __init__(self, G: Generator, z: torch.Tensor, labels: torch.Tensor, columns: int, batch: int) -> None:
         self._G: Generator | None = G
+        prepare_weights(G)
         self._columns = columns
         shape = [len(z), G.img_channels, G.img_resolution, G.img_resolution]
         self._images = torch.empty(shape, dtype=torch.uint8, pin_memory=z.is_cuda)
