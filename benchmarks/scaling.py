@@ -29,27 +29,16 @@ def step_cases() -> dict[str, dict[str, Any]]:
 def with_images(thousands: int) -> dict[str, float]:
     """Opening a set of so many images, the first epoch, and getting a batch from the cache."""
     import torch
-    from PIL import Image
 
     from gan.bench.images import RandomImages
     from gan.data.dataset import ImageDataset
     from gan.data.loader import BatchStream
     from gan.data.pack import pack
-    from gan.data.sources import Header
 
     class Many(RandomImages):
         def __init__(self) -> None:
             super().__init__(32)
             self.names = [f"{i:06d}.png" for i in range(thousands * 1000)]
-
-        def __len__(self) -> int:
-            return len(self.names)
-
-        def read(self, index: int) -> Image.Image:
-            return super().read(index)
-
-        def header(self, index: int) -> Header:
-            return super().header(index)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "many.zip"
@@ -81,11 +70,11 @@ def plot(results: dict[str, Any]) -> None:
         found = [results["steps"][f"{kind} {value:g}"] for value in values]
         axis.plot(values, [r["sec_per_kimg"] for r in found], "o-", color="#2a6f97")
         axis.set_ylabel("seconds per 1,000 images")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.15 * max(r["sec_per_kimg"] for r in found))
         axis.set_title("augmentation probability p" if kind == "p" else kind)
         memory = axis.twinx()
         memory.plot(values, [r["memory"]["peak_gb"] for r in found], "s--", color="#b5651d", markersize=4)
-        memory.set_ylim(bottom=0)
+        memory.set_ylim(0, 1.15 * max(r["memory"]["peak_gb"] for r in found))
         memory.set_ylabel("peak GB (dashed)")
         if log:
             axis.set_xscale("log", base=2)

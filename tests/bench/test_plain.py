@@ -10,6 +10,7 @@ from gan.bench import plain
 from gan.config import DataInfo, TrainConfig, TrainOptions, resolve
 from gan.data.loader import LabelTable
 from gan.loss import Latents
+from gan.networks import set_half_dtype
 from gan.training.state import TrainingState
 from gan.training.step import make_phases
 
@@ -52,13 +53,15 @@ def gradients(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def both_gradients(
-    config: TrainConfig, name: str, dtype: torch.dtype
+    config: TrainConfig, name: str, dtype: torch.dtype, half_dtype: torch.dtype | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Gradients of one phase from the same weights, latents, noise and transforms: ours, plain."""
     labels = labels_of(config)
     real, indices = images_of(dtype), torch.arange(16)
 
     state = state_of(config, dtype)
+    for network in (state.G, state.D):
+        set_half_dtype(network, half_dtype)
     phase = next(p for p in make_phases(state, config) if p.name == name)
     n = 16 // phase.shrink
     torch.manual_seed(3)
@@ -107,6 +110,19 @@ def test_every_phase_has_the_same_gradients_in_float64(name: str, options: dict[
 def test_float32_gradients_are_within_a_thousandth(name: str, options: dict[str, object]) -> None:
     ours, reference = both_gradients(config_of(**options), name, torch.float32)
     assert relative_error(ours, reference) < 1e-3
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize("kernels", [False, True], ids=["operations", "kernel"])
+def test_bfloat16_gradients_point_the_same_way(
+    name: str, options: dict[str, object], kernels: bool, request: pytest.FixtureRequest
+) -> None:
+    if kernels:
+        request.getfixturevalue("cpu_kernels")
+    config = config_of(**{**options, "precision": "bf16", "cbase": 1024, "cmax": 64})  # rounding averages out in width
+    ours, reference = both_gradients(config, name, torch.float32, torch.bfloat16)
+    a, b = (torch.cat([g.flatten().double() for g in grads.values()]) for grads in (ours, reference))
+    assert float(a @ b / a.norm() / b.norm()) > 0.998
 
 
 @pytest.mark.parametrize("name", ["Gmain", "Dmain", "Dreg"])
