@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -230,3 +231,16 @@ def test_nothing_heavy_is_imported_before_the_first_tick(
     result = in_another_process(FIRST_TICK, "--data", tiny_dataset, *RUN)
     assert "loaded:\n" in result.stdout, result.stdout + result.stderr
     assert "outputs" not in result.stdout.split("threads:")[1]
+
+
+def test_the_thread_ends_when_everything_is_written_and_begins_again_for_more() -> None:
+    outputs = Outputs(torch.device("cpu"), lambda line: None)
+    written: list[str] = []
+    for name in ("a", "b"):
+        outputs.add(Output(name, "sheet", functools.partial(written.append, name)))
+        outputs.finish()
+        assert outputs._thread is not None
+        outputs._thread.join(timeout=10)  # one that stayed would keep the training's threads from waiting actively
+        assert not outputs._thread.is_alive()
+    outputs.close()
+    assert written == ["a", "b"]
