@@ -219,6 +219,12 @@ class TrainConfig:
     cache_dir: str | None = None
     cuda_graphs: str = "auto"
 
+    def phase_intervals(self) -> dict[str, int]:
+        """{phase: every how many steps}, in their order within a step; a phase without weight is left out."""
+        every = {"Gmain": 1, "Greg": self.optim.g_reg_interval, "Dmain": 1, "Dreg": self.optim.d_reg_interval}
+        weights = {"Greg": self.loss.pl_weight, "Dreg": self.loss.r1_gamma}
+        return {name: interval for name, interval in every.items() if weights.get(name, 1) > 0}
+
     def to_json(self) -> str:
         """Text for training_options.json."""
         return json.dumps(dataclasses.asdict(self), indent=2)

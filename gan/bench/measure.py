@@ -166,7 +166,7 @@ class _Contestant:
             self.step = PlainStep(self.state, config, labels)
         else:
             self.step = TrainStep(self.state, config, labels)
-        self.intervals = _intervals(config)
+        self.intervals = config.phase_intervals()
         self.period = math.lcm(*self.intervals.values(), config.augment.ada_interval)
         self.warm: Block
 
@@ -332,14 +332,6 @@ def timing_of(samples: Samples, batch: int) -> Timing:
     # A GPU works on while the host waits for images: only what exceeds that adds to the step.
     wait = min(1000 * sum(weight * block.wait for block, weight in middle) / steps, rest)
     return Timing(median, times[0], times[-1], len(times), phases, wait, rest - wait, batch)
-
-
-def _intervals(config: TrainConfig) -> dict[str, int]:
-    """{phase: every how many steps}, in their order within a step."""
-    loss, optim = config.loss, config.optim
-    every = {"Gmain": 1, "Greg": optim.g_reg_interval, "Dmain": 1, "Dreg": optim.d_reg_interval}
-    weights = {"Greg": loss.pl_weight, "Dreg": loss.r1_gamma}
-    return {name: interval for name, interval in every.items() if weights.get(name, 1.0) > 0}
 
 
 def _due(intervals: dict[str, int], kind: Kind) -> set[str]:

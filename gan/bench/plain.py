@@ -266,10 +266,8 @@ class PlainStep:
         index = progress.nimg // config.batch_size
         torch.manual_seed(schedule.step_seed(config.seed, progress.nimg))
         real, real_c = images.to(torch.float32) / 127.5 - 1, self.labels.take(indices)
-        intervals = {"Gmain": 1, "Greg": config.optim.g_reg_interval, "Dmain": 1, "Dreg": config.optim.d_reg_interval}
-        weights = {"Greg": config.loss.pl_weight, "Dreg": config.loss.r1_gamma}
-        for name, interval in intervals.items():
-            if index % interval == 0 and weights.get(name, 1) > 0:
+        for name, interval in config.phase_intervals().items():
+            if index % interval == 0:
                 with self.timer(name):
                     self._train(name, interval, real, real_c)
         progress.nimg += config.batch_size

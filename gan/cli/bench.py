@@ -155,14 +155,12 @@ def _opened(options: TrainOptions, resolution: int, problems: list[str]) -> tupl
 
 def _config(options: TrainOptions, info: DataInfo, problems: list[str]) -> TrainConfig:
     """The configuration, or every problem with it."""
-    from gan.training.devices import choose_device, choose_graphs, choose_half_dtype
+    from gan.training import devices
 
     config = None
     try:
         config = cfg.resolve(options, info)
-        device = choose_device(config.device)
-        choose_half_dtype(config.precision, device)
-        choose_graphs(config.cuda_graphs, device)
+        devices.check(config)
     except UsageError as error:
         problems += error.problems
     if problems or config is None:

@@ -157,15 +157,13 @@ def _chosen(dataset: ImageDataset, config: TrainConfig) -> ImageDataset:
 
 def _problems_here(config: TrainConfig, options: TrainOptions) -> list[str]:
     """What keeps this configuration from running on this machine; `--dry-run` may plan for another one."""
-    from gan.training.devices import choose_device, choose_graphs, choose_half_dtype
+    from gan.training import devices
 
     problems = []
     if config.gpus > 1:
         problems.append(f"--gpus {config.gpus}: training on several GPUs is not there yet; use --gpus 1")
     try:
-        device = choose_device(config.device)
-        choose_half_dtype(config.precision, device)
-        choose_graphs(config.cuda_graphs, device)
+        devices.check(config)
     except UsageError as error:
         problems += error.problems
     resume = options.resume

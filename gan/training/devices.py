@@ -28,6 +28,13 @@ def prepare(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
     return device, half_dtype
 
 
+def check(config: TrainConfig) -> None:
+    """Raises UsageError for what this machine cannot do."""
+    device = choose_device(config.device)
+    choose_half_dtype(config.precision, device)
+    choose_graphs(config.cuda_graphs, device)
+
+
 def choose_device(name: str) -> torch.device:
     """`auto` takes cuda, then mps, then cpu. Raises UsageError if the named one is not there."""
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}

@@ -147,7 +147,7 @@ class TrainStep:
 
 def make_phases(state: TrainingState, config: TrainConfig) -> list[Phase]:
     """The phases of a batch in their order: G main, G path length, D main, D R1. A phase without weight is left out."""
-    G, D, weights, optim = state.G, state.D, config.loss, config.optim
+    G, D, weights = state.G, state.D, config.loss
     augment = state.augment if state.augment is not None else _identity
 
     def g_main(latents: Latents, real: torch.Tensor, real_c: torch.Tensor) -> PhaseOutput:
@@ -164,12 +164,16 @@ def make_phases(state: TrainingState, config: TrainConfig) -> list[Phase]:
 
     g = (G, state.G_opt, state.G_grads)
     d = (D, state.D_opt, state.D_grads)
-    phases = [Phase("Gmain", *g, 1, g_main)]
-    if weights.pl_weight > 0:
-        phases.append(Phase("Greg", *g, optim.g_reg_interval, g_reg, shrink=weights.pl_batch_shrink))
-    phases.append(Phase("Dmain", *d, 1, d_main))
-    if weights.r1_gamma > 0:
-        phases.append(Phase("Dreg", *d, optim.d_reg_interval, d_reg))
+    parts = {
+        "Gmain": (*g, g_main, 1),
+        "Greg": (*g, g_reg, weights.pl_batch_shrink),
+        "Dmain": (*d, d_main, 1),
+        "Dreg": (*d, d_reg, 1),
+    }
+    phases = []
+    for name, interval in config.phase_intervals().items():
+        network, optimizer, gradients, compute, shrink = parts[name]
+        phases.append(Phase(name, network, optimizer, gradients, interval, compute, shrink))
     return phases
 
 

@@ -53,7 +53,7 @@ def conv_transpose2d(
     height = (x.shape[2] - 1) * stride[0] - 2 * padding[0] + w.shape[2]
     width = (x.shape[3] - 1) * stride[1] - 2 * padding[1] + w.shape[3]
     call = _Call(stride, padding, groups, (height, width), _layout(x))
-    return _input_gradient(x, w, call)
+    return _convolve(x, w, call, transposed=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +66,14 @@ class _Call:
     input_size: Pair
     layout: torch.memory_format
     """of the tensor that the convolution was called with, and so of all gradients of activations"""
+
+    def map(self, x: torch.Tensor, w: torch.Tensor, transposed: bool) -> torch.Tensor:
+        """C, or I if transposed."""
+        return self.input(x, w) if transposed else self.output(x, w)
+
+    def shape(self, x: torch.Tensor, w: torch.Tensor, transposed: bool) -> tuple[int, int, int, int]:
+        """Of what `map` returns."""
+        return self.input_shape(x, w) if transposed else self.output_shape(x, w)
 
     def output(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """C: `[N, I, H, W]`, `[O, I / groups, kh, kw]` -> `[N, O, H', W']`."""
@@ -119,52 +127,31 @@ def _needs_graph(x: torch.Tensor, w: torch.Tensor) -> bool:
     return torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
 
 
-def _convolve(x: torch.Tensor, w: torch.Tensor, call: _Call) -> torch.Tensor:
+def _convolve(x: torch.Tensor, w: torch.Tensor, call: _Call, transposed: bool = False) -> torch.Tensor:
+    """C, or I if transposed."""
     if not _needs_graph(x, w):
-        return call.output(x, w)
-    carrier = _Carrier.apply(w, (x,), call.output_shape(x, w), call, False) if w.requires_grad else None
-    return _Convolve.apply(x, w, carrier, call)
-
-
-def _input_gradient(y: torch.Tensor, w: torch.Tensor, call: _Call) -> torch.Tensor:
-    if not _needs_graph(y, w):
-        return call.input(y, w)
-    carrier = _Carrier.apply(w, (y,), call.input_shape(y, w), call, True) if w.requires_grad else None
-    return _InputGradient.apply(y, w, carrier, call)
+        return call.map(x, w, transposed)
+    carrier = _Carrier.apply(w, (x,), call.shape(x, w, transposed), call, transposed) if w.requires_grad else None
+    return _Convolve.apply(x, w, carrier, call, transposed)
 
 
 class _Convolve(torch.autograd.Function):
-    """C. The gradient of w leaves through the carrier."""
+    """C or I, each the gradient of the other. The gradient of w leaves through the carrier."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, w: torch.Tensor, carrier: torch.Tensor | None, call: _Call) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, w: torch.Tensor, carrier: torch.Tensor | None, call: _Call, transposed: bool
+    ) -> torch.Tensor:
         ctx.save_for_backward(w)
-        ctx.call = call
-        return call.output(x, w)
+        ctx.call, ctx.transposed = call, transposed
+        return call.map(x, w, transposed)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
         (w,) = ctx.saved_tensors
         dy = dy.contiguous(memory_format=ctx.call.layout)  # once, for the gradients of both
-        dx = _input_gradient(dy, w, ctx.call) if ctx.needs_input_grad[0] else None
-        return dx, None, dy if ctx.needs_input_grad[2] else None, None
-
-
-class _InputGradient(torch.autograd.Function):
-    """I. The gradient of w leaves through the carrier."""
-
-    @staticmethod
-    def forward(ctx: Any, y: torch.Tensor, w: torch.Tensor, carrier: torch.Tensor | None, call: _Call) -> torch.Tensor:
-        ctx.save_for_backward(w)
-        ctx.call = call
-        return call.input(y, w)
-
-    @staticmethod
-    def backward(ctx: Any, dx: torch.Tensor) -> tuple[Any, ...]:
-        (w,) = ctx.saved_tensors
-        dx = dx.contiguous(memory_format=ctx.call.layout)
-        dy = _convolve(dx, w, ctx.call) if ctx.needs_input_grad[0] else None
-        return dy, None, dx if ctx.needs_input_grad[2] else None, None
+        dx = _convolve(dy, w, ctx.call, not ctx.transposed) if ctx.needs_input_grad[0] else None
+        return dx, None, dy if ctx.needs_input_grad[2] else None, None, None
 
 
 class _Carrier(torch.autograd.Function):
@@ -203,6 +190,6 @@ class _WeightGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dw: torch.Tensor) -> tuple[Any, ...]:
         x, y = ctx.saved_tensors
-        dx = _input_gradient(y, dw, ctx.call) if ctx.needs_input_grad[0] else None
+        dx = _convolve(y, dw, ctx.call, transposed=True) if ctx.needs_input_grad[0] else None
         dy = _convolve(x, dw, ctx.call) if ctx.needs_input_grad[1] else None
         return dx, dy, None, None
