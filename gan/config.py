@@ -20,6 +20,7 @@ DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 CUDA_GRAPHS = ("auto", "on", "off")
 CACHES = ("auto", "device", "disk", "ram", "off")
+DIVERGENCE = ("stop", "rollback", "ignore")
 
 
 def _opt(default: Any, text: str) -> Any:
@@ -48,8 +49,14 @@ class TrainOptions:
     augpipe: str = _opt("bgc", "Which augmentations: b blit, g geometric, c colour, f filter, n noise, c cutout")
     p_max: float = _opt(0.85, "Bound of the augmentation probability for --aug ada")
     resume: str | None = _opt(None, "Continue: alone the newest run of --outdir, RUN_DIR that run; FILE starts from it")
+    at: float | None = _opt(None, "With --resume: go back to the state kept at KIMG; what is later is moved aside")
     freezed: int = _opt(0, "Freeze-D: keep this many of D's first layers fixed")
     snap: int | None = _opt(None, "Ticks between snapshots  [default: 50]")
+    keep: int | None = _opt(None, "Newest snapshots to keep; the best by each metric are kept too  [default: all]")
+    keep_every: int | None = _opt(None, "With --keep: also keep a snapshot every so many kimg")
+    save_every: float = _opt(10.0, "Minutes between training states, which --resume goes on from")
+    keep_states: int = _opt(2, "Newest training states to keep")
+    on_divergence: str = _opt("stop", "When training has failed for good: stop, rollback once with lower rates, or ignore")
     tick: float | None = _opt(None, "Thousands of images between status lines  [default: 4]")
     seed: int = _opt(0, "Random seed of the run")
     fp32: bool = _opt(False, "The same as --precision fp32")
@@ -218,6 +225,16 @@ class TrainConfig:
     cache: str = "auto"
     cache_dir: str | None = None
     cuda_graphs: str = "auto"
+    keep: int | None = None
+    """newest snapshots that stay; None: all"""
+    keep_every: int | None = None
+    """kimg from which to which one more stays"""
+    save_every: float = 10.0
+    """minutes"""
+    keep_states: int = 2
+    on_divergence: str = "stop"
+    preset: str | None = None
+    """--cfg, or demo; None: not known, the run was started by an earlier version"""
 
     def phase_intervals(self) -> dict[str, int]:
         """{phase: every how many steps}, in their order within a step; a phase without weight is left out."""
@@ -296,6 +313,9 @@ def check_options(options: TrainOptions) -> list[str]:
         ("--batch-gpu", o.batch_gpu),
         ("--subset", o.subset),
         ("--snap", o.snap),
+        ("--keep", o.keep),
+        ("--keep-every", o.keep_every),
+        ("--keep-states", o.keep_states),
         ("--cbase", o.cbase),
         ("--cmax", o.cmax),
         ("--map-depth", o.map_depth),
@@ -304,7 +324,7 @@ def check_options(options: TrainOptions) -> list[str]:
         require(flag, value, value is None or value >= 1, "must be a whole number from 1 on")
     for flag, value in (("--freezed", o.freezed), ("--seed", o.seed), ("--workers", o.workers)):
         require(flag, value, value is None or value >= 0, "must be a whole number from 0 on")
-    for flag, rate in (("--glr", o.glr), ("--dlr", o.dlr), ("--tick", o.tick)):
+    for flag, rate in (("--glr", o.glr), ("--dlr", o.dlr), ("--tick", o.tick), ("--save-every", o.save_every)):
         require(flag, rate, rate is None or rate > 0, "must be greater than 0")
     require("--gamma", o.gamma, o.gamma is None or o.gamma >= 0, "must be at least 0")
     for flag, share in (("--p", o.p), ("--p-max", o.p_max)):
@@ -324,6 +344,11 @@ def check_options(options: TrainOptions) -> list[str]:
         problems.append(f"--demo is a preset of its own; leave out --cfg {o.cfg}")
     if o.fp32 and o.precision not in ("auto", "fp32"):
         problems.append(f"--precision {o.precision} contradicts --fp32; leave one of them out")
+    if o.keep_every is not None and o.keep is None:
+        problems.append(f"--keep-every {o.keep_every} goes with --keep N; without it all snapshots are kept")
+    if o.at is not None and o.resume is None:
+        problems.append(f"--at {o.at:g} goes with --resume [RUN_DIR]; add it, or leave --at out")
+    require("--at", o.at, o.at is None or o.at >= 0, "must be at least 0")
     if o.desc is not None and ("/" in o.desc or "\\" in o.desc):
         problems.append(f"--desc {o.desc}: becomes part of a folder name; leave out the slashes")
     return problems + check_cache(o.cache, o.cache_dir)
@@ -424,6 +449,12 @@ def resolve(options: TrainOptions, data: DataInfo) -> TrainConfig:
         cache=o.cache,
         cache_dir=o.cache_dir,
         cuda_graphs=o.cuda_graphs,
+        keep=o.keep,
+        keep_every=o.keep_every,
+        save_every=o.save_every,
+        keep_states=o.keep_states,
+        on_divergence=o.on_divergence,
+        preset="demo" if o.demo else o.cfg,
     )
     problems += check_division(config)
     if config.network.channel_base < res:

@@ -23,6 +23,7 @@ _CHOICES = {
     "precision": list(cfg.PRECISIONS),
     "cache": list(cfg.CACHES),
     "cuda_graphs": list(cfg.CUDA_GRAPHS),
+    "on_divergence": list(cfg.DIVERGENCE),
 }
 
 
