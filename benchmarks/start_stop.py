@@ -215,6 +215,7 @@ def ours_snapshot(folder: Path, steps: int, rounds: int) -> list[Seconds]:
     from gan.data.dataset import ImageDataset
     from gan.tracking import MlflowTracker
     from gan.training import run_folder
+    from gan.training.state_files import StateFiles
     from gan.training.trainer import Trainer
 
     config = config_of(folder / "data.zip")
@@ -244,8 +245,8 @@ def ours_snapshot(folder: Path, steps: int, rounds: int) -> list[Seconds]:
 
         def _settle(self) -> None:
             """Until all files are written, and MLflow has them."""
-            self.outputs.finish()
-            (mlflow,) = (t for t in self.trackers._trackers if isinstance(t, MlflowTracker))
+            self.files.outputs.finish()
+            (mlflow,) = (t for t in self.files.trackers._trackers if isinstance(t, MlflowTracker))
             while mlflow._images or mlflow._ticks or mlflow.state()["run_id"] is None:
                 time.sleep(0.05)
             self._synchronize()
@@ -255,7 +256,7 @@ def ours_snapshot(folder: Path, steps: int, rounds: int) -> list[Seconds]:
                 torch.cuda.synchronize()
 
     run_dir = run_folder.create(folder / "ours", config)
-    trainer = Measured(config, run_dir, ImageDataset(config.data.path))
+    trainer = Measured(config, run_dir, ImageDataset(config.data.path), StateFiles(run_dir))
     with contextlib.suppress(KeyboardInterrupt):
         trainer.run()
     return costs

@@ -42,7 +42,7 @@ class TrainOptions:
     gamma: float | None = _opt(None, "Weight of the R1 regularisation")
     kimg: int | None = _opt(None, "Length of the run in thousands of images shown to the discriminator")
     batch: int | None = _opt(None, "Images per optimiser step, over all processes")
-    batch_gpu: int | None = _opt(None, "Images per process at a time; smaller needs less memory, same result")
+    batch_gpu: int | str | None = _opt(None, "Images per process at a time, same result; auto: the most that fit")
     aug: str | None = _opt(None, "Augmentation: ada adapts its probability, fixed keeps --p, noaug has none")
     p: float | None = _opt(None, "Augmentation probability for --aug fixed")
     target: float | None = _opt(None, "Target of --aug ada for the mean sign of D on real images  [default: 0.6]")
@@ -56,7 +56,7 @@ class TrainOptions:
     keep_every: int | None = _opt(None, "With --keep: also keep a snapshot every so many kimg")
     save_every: float = _opt(10.0, "Minutes between training states, which --resume goes on from")
     keep_states: int = _opt(2, "Newest training states to keep")
-    on_divergence: str = _opt("stop", "When training has failed for good: stop, rollback once with lower rates, or ignore")
+    on_divergence: str = _opt("stop", "If training fails for good: stop, rollback (once, at half the rates), or ignore")
     tick: float | None = _opt(None, "Thousands of images between status lines  [default: 4]")
     seed: int = _opt(0, "Random seed of the run")
     fp32: bool = _opt(False, "The same as --precision fp32")
@@ -198,6 +198,11 @@ class AugmentConfig:
     p_max: float
     ada_interval: int = 4
 
+    @property
+    def adaptive_p_max(self) -> float | None:
+        """The bound of p; None if p stays as it is."""
+        return self.p_max if self.multipliers is not None and self.target is not None else None
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -233,6 +238,8 @@ class TrainConfig:
     """minutes"""
     keep_states: int = 2
     on_divergence: str = "stop"
+    fit_batch_gpu: bool = False
+    """`batch_gpu` is only the most there can be: what fits is to be found when the run starts"""
     preset: str | None = None
     """--cfg, or demo; None: not known, the run was started by an earlier version"""
 
@@ -310,7 +317,7 @@ def check_options(options: TrainOptions) -> list[str]:
         ("--gpus", o.gpus),
         ("--kimg", o.kimg),
         ("--batch", o.batch),
-        ("--batch-gpu", o.batch_gpu),
+        ("--batch-gpu", o.batch_gpu if isinstance(o.batch_gpu, int) else None),
         ("--subset", o.subset),
         ("--snap", o.snap),
         ("--keep", o.keep),
@@ -389,12 +396,12 @@ def resolve(options: TrainOptions, data: DataInfo) -> TrainConfig:
     if o.subset is not None and o.subset > data.num_images:
         problems.append(f"--subset {o.subset}: {data.path} holds {data.num_images} images; give at most that many")
     counts = (o.gpus, o.batch, o.batch_gpu, o.mbstd_group, o.cbase)
-    if any(count is not None and count < 1 for count in counts):
+    if any(isinstance(count, int) and count < 1 for count in counts):
         raise UsageError(problems)  # nothing can be divided by these
 
     res = data.resolution
     batch = o.batch or preset.batch or max(min(o.gpus * min(4096 // res, 32), 64), o.gpus)
-    batch_gpu = o.batch_gpu or max(min(batch // (preset.ref_gpus or o.gpus), batch // o.gpus), 1)
+    batch_gpu = max(min(batch // (preset.ref_gpus or o.gpus), batch // o.gpus), 1)
     mbstd = o.mbstd_group or preset.mbstd or max(min(batch // o.gpus, 4), 1)
     lr = preset.lr or (0.002 if res >= 1024 else 0.0025)
     fp32 = o.fp32 or o.precision == "fp32"
@@ -456,6 +463,8 @@ def resolve(options: TrainOptions, data: DataInfo) -> TrainConfig:
         on_divergence=o.on_divergence,
         preset="demo" if o.demo else o.cfg,
     )
+    if o.batch_gpu is not None:
+        config = with_batch_gpu(config, o.batch_gpu)
     problems += check_division(config)
     if config.network.channel_base < res:
         problems.append(
@@ -466,13 +475,29 @@ def resolve(options: TrainOptions, data: DataInfo) -> TrainConfig:
     return config
 
 
+def with_batch_gpu(config: TrainConfig, batch_gpu: int | str) -> TrainConfig:
+    """The configuration with this --batch-gpu; `auto` takes the most there can be, and has the run find what fits."""
+    if isinstance(batch_gpu, int):
+        return dataclasses.replace(config, batch_gpu=batch_gpu, fit_batch_gpu=False)
+    return dataclasses.replace(config, batch_gpu=max(usable_batch_gpu(config), default=1), fit_batch_gpu=True)
+
+
+def usable_batch_gpu(config: TrainConfig) -> list[int]:
+    """Micro-batches that divide the batch of a process into whole minibatch-stddev groups, from 1 on.
+
+    Those below the size of a group are groups of their own.
+    """
+    share, group = config.batch_size // config.gpus, config.network.mbstd_group_size
+    return [d for d in range(1, share + 1) if share % d == 0 and d % min(group, d) == 0]
+
+
 def check_division(config: TrainConfig) -> list[str]:
     """What does not divide: the batch over processes and rounds, the micro-batch over minibatch-stddev groups."""
     batch, batch_gpu, gpus = config.batch_size, config.batch_gpu, config.gpus
     if batch % gpus != 0:
         return [f"--batch {batch} is not divisible by --gpus {gpus}; try {_multiples(batch, gpus)}"]
     share, group = batch // gpus, config.network.mbstd_group_size
-    usable = [d for d in range(1, share + 1) if share % d == 0 and d % min(group, d) == 0]
+    usable = usable_batch_gpu(config)
     if batch_gpu > share or share % batch_gpu != 0:
         shown = ", ".join(map(str, usable[-6:]))
         return [

@@ -14,6 +14,10 @@ class GanError(Exception):
     exit_code = 1
 
 
+class DiskFullError(GanError):
+    """A file could not be written for want of room; what was there before it is as it was."""
+
+
 class UsageError(GanError):
     """One or more bad settings, all of them at once: each problem names its flag, its value and the remedy."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -13,24 +14,31 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from gan.errors import GanError
+from gan.errors import DiskFullError, GanError
+
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # the names that tempfile.mkstemp makes for temporary_beside
 
 
 @contextlib.contextmanager
-def atomic_path(dest: str | Path) -> Iterator[Path]:
+def atomic_path(dest: str | Path, flush_folder: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `dest`; on success it is flushed to disk and renamed to `dest`.
 
+    With `flush_folder` its name survives a power failure too, which takes several milliseconds.
     On any exception, Ctrl-C included, the temporary file is removed and `dest` is left as it was.
-    Raises GanError when the folder cannot be written to or the disk is full.
+    Raises DiskFullError when the disk is full, GanError when the folder cannot be written to.
     """
     dest = Path(dest)
     temporary: Path | None = None
     try:
         temporary = temporary_beside(dest)
         yield temporary
-        publish(temporary, dest)
+        publish(temporary, dest, flush_folder)
     except OSError as error:
         raise explain_os_error(error, dest) from error
+    except RuntimeError as error:  # torch.save complains of its own when the system refuses what it writes
+        if not isinstance(error.__context__, OSError):
+            raise
+        raise explain_os_error(error.__context__, dest) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -44,12 +52,28 @@ def temporary_beside(dest: Path) -> Path:
     return Path(name)
 
 
-def publish(temporary: Path, dest: Path) -> None:
-    """Flush a complete temporary file to disk and give it its final name."""
+def remove_leftovers(folder: Path) -> list[str]:
+    """Remove the temporary files that killed processes left in `folder`, and return their names.
+
+    For whoever knows that no other process writes there: a file in the making looks the same.
+    """
+    removed = []
+    for path in sorted(folder.iterdir()):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            with contextlib.suppress(OSError):  # they only take room
+                path.unlink()
+                removed.append(path.name)
+    return removed
+
+
+def publish(temporary: Path, dest: Path, flush_folder: bool = True) -> None:
+    """Flush a complete temporary file to disk and give it its final name, with `flush_folder` whatever comes."""
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
     os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; these are to be shared
     os.replace(temporary, dest)
+    if flush_folder:
+        _flush_folder(dest.parent)
 
 
 def write_text(dest: str | Path, text: str) -> None:
@@ -61,7 +85,7 @@ def write_text(dest: str | Path, text: str) -> None:
 def explain_os_error(error: OSError, path: str | Path) -> GanError:
     """The one-line message for a failed write to `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return GanError(f"{path}: no space left on the device; free some, or choose another place")
+        return DiskFullError(f"{path}: no space left on the device; free some, or choose another place")
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return GanError(f"{path}: cannot be written (permission denied); choose a folder that you may write to")
     if isinstance(error, (NotADirectoryError, FileExistsError)):
@@ -73,8 +97,32 @@ def write_png(dest: str | Path, image: np.ndarray) -> None:
     """Atomically write uint8 `[C, H, W]`, C = 1 (grey) or 3 (RGB), as a PNG."""
     pixels = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
     picture = PIL.Image.fromarray(np.ascontiguousarray(pixels))
-    with atomic_path(dest) as path:  # runs alone are a fourth of the time of PNG's default, and as small
+    # Many are written in a row; the names of a run's sheets are flushed with the state that comes after them.
+    with atomic_path(dest, flush_folder=False) as path:
+        # Runs alone take a fourth of the time of PNG's default, and are as small.
         picture.save(path, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
+
+
+def readable_size(num_bytes: float) -> str:
+    """`1.5 GB`, `281.3 MB`: of a thousand each."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def nearest_existing(folder: Path) -> Path:
+    """`folder`, or the one above it in which it would be made."""
+    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Have the names in it survive a power failure, where the system knows how."""
+    if os.name != "posix":
+        return
+    with contextlib.suppress(OSError):  # the file is whole and has its name: nothing that a caller could mend
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

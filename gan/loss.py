@@ -125,6 +125,7 @@ def discriminator_main(
     fake_logits, real_logits = logits.chunk(2)
     loss = F.softplus(fake_logits) + F.softplus(-real_logits)
     stats = {**_scores("fake", fake_logits), **_scores("real", real_logits), "Loss/D/loss": loss.detach()}
+    stats |= {**_distances("fake", fake), **_distances("real", real)}
     return PhaseOutput(loss.mean(), stats, w_mean)
 
 
@@ -142,3 +143,16 @@ def r1(D: Discriminator, augment: Augment, real: torch.Tensor, real_c: torch.Ten
 def _scores(kind: str, logits: torch.Tensor) -> Statistics:
     logits = logits.detach()
     return {f"Loss/scores/{kind}": logits, f"Loss/signs/{kind}": logits.sign()}
+
+
+@torch.no_grad()
+def _distances(kind: str, images: torch.Tensor) -> Statistics:
+    """How far each image is from the next of the batch, `[N]`: falls when the images grow alike.
+
+    The root mean square difference of the images `[N, C, H, W]` shrunk to at most 16x16, in their units (-1 to 1).
+    """
+    if len(images) == 1:
+        return {}
+    small = F.avg_pool2d(images.float(), max(images.shape[3] // 16, 1)).flatten(1)
+    difference = small - small.roll(1, dims=0)
+    return {f"Health/distance/{kind}": difference.square().mean(dim=1).sqrt()}

@@ -74,7 +74,9 @@ class TestOptions:
             ({"gamma": 0}, lambda c: c.loss.r1_gamma, 0),
             ({"kimg": 7}, lambda c: c.total_kimg, 7),
             ({"batch": 8}, lambda c: c.batch_size, 8),
-            ({"batch": 8, "batch_gpu": 4}, lambda c: c.batch_gpu, 4),
+            ({"batch": 8, "batch_gpu": 4}, lambda c: (c.batch_gpu, c.fit_batch_gpu), (4, False)),
+            ({"batch": 8, "gpus": 2, "batch_gpu": "auto"}, lambda c: (c.batch_gpu, c.fit_batch_gpu), (4, True)),
+            ({"batch": 12, "batch_gpu": "auto", "mbstd_group": 8}, lambda c: c.batch_gpu, 6),
             ({"aug": "fixed", "p": 0}, lambda c: (c.augment.initial_p, c.augment.target), (0, None)),
             ({"target": 0}, lambda c: c.augment.target, 0),
             ({"p_max": 0.5}, lambda c: c.augment.p_max, 0.5),
@@ -205,6 +207,7 @@ class TestProblems:
             ({"subset": 1001}, "--subset 1001: pets.zip holds 1000 images; give at most that many"),
             ({"cbase": 255}, "--cbase 255: leaves no channels at 256x256; give at least 256"),
             ({"batch": 12, "gpus": 8}, "--batch 12 is not divisible by --gpus 8; try 8 or 16"),
+            ({"batch": 3, "gpus": 8, "batch_gpu": "auto"}, "--batch 3 is not divisible by --gpus 8; try 8"),
             ({"batch": 3, "gpus": 8}, "--batch 3 is not divisible by --gpus 8; try 8"),
             (
                 {"batch": 12, "batch_gpu": 5},

@@ -1,14 +1,13 @@
 """The packed dataset and its loader: zips and folders, labels, subsets, and what is said of damaged ones."""
 
+import contextlib
 import io
 import itertools
 import json
-import multiprocessing
 import os
 import pickle
 import signal
 import sys
-import time
 import zipfile
 
 import numpy as np
@@ -371,11 +370,14 @@ class TestDamagedImages:
             dataset.image(3)
 
 
-def workers_gone(timeout=10):
-    deadline = time.monotonic() + timeout
-    while multiprocessing.active_children() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not multiprocessing.active_children()
+def running(pids):
+    """Those that there are, even if only to be waited for."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, 0)
+            found.append(pid)
+    return found
 
 
 class TestLoader:
@@ -385,24 +387,26 @@ class TestLoader:
         dataset = ImageDataset(make(files()), mirror=True)
         order = np.concatenate([epoch_order(2 * N, 5, epoch) for epoch in range(4)])[start:]
         stream = BatchStream(dataset, batch=6, seed=5, start=start, workers=workers)
+        pids = stream.worker_pids
+        assert len(running(pids)) == workers
         for i, (images, indices) in enumerate(itertools.islice(stream, 6)):
             assert images.shape == (6, 3, 8, 8)
             assert images.dtype == torch.uint8
             assert np.array_equal(indices, order[i * 6 : i * 6 + 6])
             assert np.array_equal(images, dataset.images(indices.numpy()))
         stream.close()
-        assert workers_gone()
+        assert running(pids) == []
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_a_damaged_image_ends_it_with_one_line_that_names_it(self, make, workers):
         dataset = ImageDataset(make({**files(), NAMES[3]: damaged(png(PIXELS[3]))}))
         stream = BatchStream(dataset, batch=2, seed=0, start=0, workers=workers)
+        pids = stream.worker_pids
         with pytest.raises(GanError, match=NAMES[3]) as caught:
             list(itertools.islice(stream, N))
         assert "Traceback" not in str(caught.value)
         assert "\n" not in str(caught.value)
-        del caught
-        assert workers_gone()
+        assert running(pids) == []
 
     def test_what_comes_before_the_damaged_image_is_still_delivered(self, make):
         dataset = ImageDataset(make({**files(), NAMES[3]: damaged(png(PIXELS[3]))}))
@@ -412,18 +416,17 @@ class TestLoader:
         with pytest.raises(GanError, match=NAMES[3]):
             next(stream)
 
-    def test_the_workers_ignore_ctrl_c_and_end_with_the_stream(self, make):
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_the_workers_leave_signals_to_the_run_and_end_with_the_stream(self, make, number):
         stream = BatchStream(ImageDataset(make(files())), batch=2, seed=0, start=0, workers=2)
-        next(stream), next(stream)  # one of each worker: both are up
-        children = multiprocessing.active_children()
-        assert len(children) == 2
-        for child in children:
-            os.kill(child.pid, signal.SIGINT)
+        pids = stream.worker_pids
+        for pid in pids:
+            os.kill(pid, number)
         for _ in range(10):
             next(stream)
-        assert multiprocessing.active_children() == children
+        assert stream.worker_pids == running(pids) == pids
         stream.close()
-        assert workers_gone()
+        assert running(pids) == []
 
 
 class TestLabelTable:

@@ -4,13 +4,23 @@ import errno
 import os
 import stat
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from gan.errors import GanError, UsageError
-from gan.files import atomic_path, explain_os_error, write_png, write_text
+from gan.errors import DiskFullError, GanError, UsageError
+from gan.files import (
+    atomic_path,
+    explain_os_error,
+    nearest_existing,
+    readable_size,
+    remove_leftovers,
+    temporary_beside,
+    write_png,
+    write_text,
+)
 
 
 def contents(folder):
@@ -76,17 +86,73 @@ def test_errors_of_the_system_become_one_line_and_leave_the_old_file(tmp_path, m
     with pytest.raises(GanError) as caught:
         write_text(dest, "new")
     assert str(caught.value) == f"{dest}: {message}"
+    assert isinstance(caught.value, DiskFullError) == (number in (errno.ENOSPC, errno.EDQUOT))
     assert contents(tmp_path) == {"file.bin": b"old"}
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
 def test_a_full_disk_while_writing_is_said_so(tmp_path):
     def write():
-        with atomic_path(tmp_path / "file.bin"):
-            raise OSError(errno.ENOSPC, "No space left on device")
+        with atomic_path(tmp_path / "file.bin"), open("/dev/full", "wb") as full:
+            full.write(b"x")
 
-    with pytest.raises(GanError, match=r"file\.bin: no space left on the device"):
+    with pytest.raises(DiskFullError, match=r"file\.bin: no space left on the device; free some"):
         write()
     assert contents(tmp_path) == {}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders that can be flushed")
+@pytest.mark.parametrize("number", [None, errno.EINVAL, errno.EIO])
+def test_the_name_is_flushed_to_disk_after_the_content_where_the_system_can(tmp_path, monkeypatch, number):
+    flushed, real = [], os.fsync
+
+    def fsync(handle):
+        is_folder = stat.S_ISDIR(os.fstat(handle).st_mode)
+        flushed.append((is_folder, (tmp_path / "file").exists()))
+        if is_folder and number is not None:
+            raise OSError(number, os.strerror(number))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "file", "new")
+    assert flushed == [(False, False), (True, True)]
+    assert contents(tmp_path) == {"file": b"new"}
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    left = [temporary_beside(tmp_path / name).name for name in ("net.pkl", "training-state.pt", "a b.png")]
+    others = [
+        "net.pkl",
+        "net.pkl.tmp",
+        ".tmp",
+        ".net.pkl.abcd1234.tmp2",
+        ".net.tmp",
+        "x.net.abcd1234.tmp",
+        ".n.abc-1234.tmp",
+    ]
+    for name in others:
+        (tmp_path / name).touch()
+    (tmp_path / ".folder.abcd1234.tmp").mkdir()
+    (tmp_path / "deeper").mkdir()
+    temporary_beside(tmp_path / "deeper/file")
+    assert remove_leftovers(tmp_path) == sorted(left)
+    assert {path.name for path in tmp_path.iterdir()} == {*others, "deeper", ".folder.abcd1234.tmp"}
+    assert len(list((tmp_path / "deeper").iterdir())) == 1
+    assert remove_leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"), [(0, "0.0 MB"), (281_300_000, "281.3 MB"), (1e9, "1.0 GB"), (41_230_000_000, "41.2 GB")]
+)
+def test_sizes_are_readable(num_bytes, text):
+    assert readable_size(num_bytes) == text
+
+
+def test_the_nearest_folder_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert nearest_existing(tmp_path) == tmp_path
+    assert nearest_existing(tmp_path / "new" / "deeper") == tmp_path
+    assert nearest_existing(Path("new/deeper")).samefile(tmp_path)
 
 
 def test_a_folder_that_may_not_be_written_to_is_said_so(tmp_path, monkeypatch):

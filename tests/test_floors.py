@@ -16,6 +16,7 @@ FLOORS = {
     "gan.presets": 0.75,
     "gan.files": 1,
     "gan.config": 1,
+    "gan.continuation": 1.5,
     "gan.data": 2,
     "gan.networks": 2,
     "gan.augment": 2,
@@ -35,6 +36,7 @@ WITHOUT_TORCH = {
     "gan.files",
     "gan.presets",
     "gan.config",
+    "gan.continuation",
     *(f"gan.data.{name}" for name in ("demo", "sources", "scan", "transforms", "pack", "dataset", "cache", "sampler")),
 }
 

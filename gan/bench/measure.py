@@ -29,6 +29,7 @@ from gan.data.loader import LabelTable
 from gan.networks import set_half_dtype
 from gan.training import resources
 from gan.training.devices import choose_half_dtype, prepare
+from gan.training.fit import fitted
 from gan.training.state import TrainingState
 from gan.training.step import TrainStep
 from gan.training.trainer import batches_on
@@ -84,6 +85,9 @@ def measure(
     load = OtherLoad()
     device, half_dtype = prepare(config)
     left_out: list[str] = []
+    config, found = fitted(config, device, half_dtype, dataset)
+    if found is not None:
+        report(f"Memory:    {found}")
     with contextlib.closing(_Feed(device, dataset, config, report)) as feed:
         before = memory_now(device)
         ours = _Contestant("ours", config, device, half_dtype, dataset, feed)

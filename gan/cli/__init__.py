@@ -9,7 +9,14 @@ import importlib
 
 import click
 
-_COMMANDS = {"dataset-tool": "dataset_tool", "train": "train", "generate": "generate", "demo": "demo", "bench": "bench"}
+_COMMANDS = {
+    "dataset-tool": "dataset_tool",
+    "train": "train",
+    "generate": "generate",
+    "demo": "demo",
+    "bench": "bench",
+    "mlflow-sync": "mlflow_sync",
+}
 
 
 class _LazyGroup(click.Group):

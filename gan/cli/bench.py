@@ -207,8 +207,9 @@ def _described(config: TrainConfig) -> str:
     """The options that the user most likely wants to compare, in one line."""
     network, augment = config.network, config.augment
     p = "none" if augment.multipliers is None else f"at p {augment.initial_p:g}, held there"
+    at_a_time = "as many at a time as fit" if config.fit_batch_gpu else f"{config.batch_gpu} at a time"
     return (
-        f"batch {config.batch_size}, {config.batch_gpu} at a time; channels {network.channel_base}/resolution up to "
+        f"batch {config.batch_size}, {at_a_time}; channels {network.channel_base}/resolution up to "
         f"{network.channel_max}; augmentation {p}"
     )
 

@@ -27,6 +27,20 @@ _CHOICES = {
 }
 
 
+class _CountOrAuto(click.ParamType):
+    """A whole number, or the word auto."""
+
+    name = "integer|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value == "auto":
+            return "auto"
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a whole number nor auto", param, ctx)
+
+
 def flag(name: str) -> str:
     """The flag of a field of TrainOptions."""
     return "--" + name.replace("_", "-")
@@ -70,6 +84,8 @@ def _option(field: dataclasses.Field[Any], hint: Any, text: str) -> Option:
         settings["type"] = click.Choice(_CHOICES[field.name])
     elif kind is bool:  # also --mirror=1, --mirror=true
         settings.update(type=bool, is_flag=False, flag_value=True, metavar="[BOOL]")
+    elif field.name == "batch_gpu":
+        settings["type"] = _CountOrAuto()
     elif field.name == "resume":
         settings.update(type=str, is_flag=False, flag_value=LATEST, metavar="[RUN_DIR|FILE]")
     else:

@@ -11,18 +11,13 @@ import click
 
 from gan import config as cfg
 from gan.cli.command import Command, Option, given, problems_of
-from gan.cli.options import LATEST, flag, limit_spinning, parsed, train_options
+from gan.cli.options import LATEST, limit_spinning, parsed, train_options
 from gan.config import TrainConfig, TrainOptions
+from gan.continuation import Continuation, continued
 from gan.errors import GanError, UsageError
 
 if TYPE_CHECKING:
     from gan.data.dataset import ImageDataset
-
-# What may differ when a run continues: where and how fast it runs, and how long. The rest is what the run is.
-_HONOURED = (
-    *("data", "outdir", "kimg", "snap", "tick"),
-    *("workers", "cache", "cache_dir", "batch_gpu", "device", "precision", "tf32", "cuda_graphs"),
-)
 
 
 def _options() -> list[click.Parameter]:
@@ -46,8 +41,10 @@ def _train(ctx: click.Context, dry_run: bool | None, as_json: bool | None, **val
     problems = problems_of(ctx)
     options = parsed(values, problems)
     run_dir = _run_to_continue(options, problems)
+    notes: list[str] = []
     if run_dir is not None:
-        config = _continued(ctx, options, run_dir, problems)
+        going_on = _continued(ctx, options, run_dir, problems)
+        config, notes = going_on.config, [f"Changed:   {line}" for line in going_on.changed]
         dataset = _open(config.data.path, config.data.cond, config.cache, config.cache_dir)
     else:
         config, dataset = _resolved(options, problems)
@@ -56,11 +53,11 @@ def _train(ctx: click.Context, dry_run: bool | None, as_json: bool | None, **val
     dataset = _chosen(dataset, config)
     here = _problems_here(config, options)
     if dry_run:
-        _print_plan(config, bool(as_json), here)
+        _print_plan(config, run_dir or Path(options.outdir), bool(as_json), here)
         return
     if here:
         raise UsageError(here)
-    _start(config, options, run_dir, dataset)
+    _start(config, options, run_dir, dataset, notes)
 
 
 def _run_to_continue(options: TrainOptions, problems: list[str]) -> Path | None:
@@ -79,33 +76,16 @@ def _run_to_continue(options: TrainOptions, problems: list[str]) -> Path | None:
     return None
 
 
-def _continued(ctx: click.Context, options: TrainOptions, run_dir: Path, problems: list[str]) -> TrainConfig:
-    """The configuration of the run in `run_dir`, with what the command line may change."""
+def _continued(ctx: click.Context, options: TrainOptions, run_dir: Path, problems: list[str]) -> Continuation:
+    """How the run in `run_dir` goes on, with what the command line may change."""
     from gan.training import run_folder
 
-    config = run_folder.read_options(run_dir)
-    problems = [*problems, *cfg.check_options(options)]
-    for field in dataclasses.fields(TrainOptions):
-        if field.name not in (*_HONOURED, "resume") and given(ctx, field.name):
-            problems.append(
-                f"{flag(field.name)} cannot change when a run continues; leave it out, or start a new run from the "
-                f"weights with --data DATASET --resume SNAPSHOT"
-            )
-    targets = {"kimg": "total_kimg", "tick": "tick_kimg"}
-    changes = {
-        targets.get(name, name): getattr(options, name)
-        for name in _HONOURED
-        if name not in ("data", "outdir") and given(ctx, name)
-    }
-    if given(ctx, "data") and options.data is not None:
-        changes["data"] = dataclasses.replace(config.data, path=options.data)
-    config = dataclasses.replace(config, **changes)
-    problems += cfg.check_division(config)
-    if given(ctx, "cache_dir") and not given(ctx, "cache"):
-        problems += cfg.check_cache(config.cache, config.cache_dir)
+    names = [field.name for field in dataclasses.fields(TrainOptions) if given(ctx, field.name)]
+    going_on = continued(run_folder.read_options(run_dir), options, names)
+    problems = [*problems, *cfg.check_options(options), *going_on.problems]
     if problems:
         raise UsageError(problems)
-    return config
+    return going_on
 
 
 def _resolved(options: TrainOptions, problems: list[str]) -> tuple[TrainConfig, ImageDataset]:
@@ -159,14 +139,15 @@ def _problems_here(config: TrainConfig, options: TrainOptions) -> list[str]:
     """What keeps this configuration from running on this machine; `--dry-run` may plan for another one."""
     from gan.training import devices
 
-    problems = []
+    problems, resume = [], options.resume
+    if options.at is not None and resume is not None and resume != LATEST and not Path(resume).is_dir():
+        problems.append(f"--at {options.at:g} goes back in a run: --resume {resume} is no run folder; leave --at out")
     if config.gpus > 1:
         problems.append(f"--gpus {config.gpus}: training on several GPUs is not there yet; use --gpus 1")
     try:
         devices.check(config)
     except UsageError as error:
         problems += error.problems
-    resume = options.resume
     if resume is not None and resume != LATEST:
         missing = cfg.check_resume_name(resume)
         if missing is None and not Path(resume).exists():
@@ -175,34 +156,32 @@ def _problems_here(config: TrainConfig, options: TrainOptions) -> list[str]:
     return problems
 
 
-def _print_plan(config: TrainConfig, as_json: bool, here: list[str]) -> None:
+def _print_plan(config: TrainConfig, folder: Path, as_json: bool, here: list[str]) -> None:
     from gan.training.plan import describe_plan
 
     if as_json:
         click.echo(json.dumps(config.reference_options()))
     else:
         click.echo(config.to_json())
-        click.echo("\n".join(["", "Plan", *(f"  {line}" for line in describe_plan(config))]))
+        click.echo("\n".join(["", "Plan", *(f"  {line}" for line in describe_plan(config, folder))]))
     for problem in here:
         click.echo(f"on this machine it would not start: {problem}", err=True)
 
 
-def _start(config: TrainConfig, options: TrainOptions, run_dir: Path | None, dataset: ImageDataset) -> None:
+def _start(
+    config: TrainConfig, options: TrainOptions, run_dir: Path | None, dataset: ImageDataset, notes: list[str]
+) -> None:
     """Train; everything was checked."""
     from gan import models
-    from gan.training import run_folder
-    from gan.training.trainer import Trainer
+    from gan.training import run, run_folder
 
-    resume = run_dir is not None
-    start = models.load(config.init_from) if config.init_from and not resume else None
-    if run_dir is None:
+    if run_dir is not None:
+        complete = run.train(config, run_dir, dataset, continued=True, at=options.at, notes=notes)
+    else:
+        start = models.load(config.init_from) if config.init_from else None
         run_dir = run_folder.create(options.outdir, config)
-    trainer = Trainer(config, run_dir, dataset, start=start, resume=resume)
-    if resume:
-        if trainer.complete:
-            raise GanError(f"{run_dir}: the run is complete ({config.total_kimg} kimg); --kimg N makes it longer")
-        run_folder.write_options(run_dir, config)
-    if not trainer.run():
+        complete = run.train(config, run_dir, dataset, start=start)
+    if not complete:
         click.get_current_context().exit(130)
 
 

@@ -7,12 +7,14 @@ uint8 `[images, C, H, W]`, not flipped. It is made under a temporary name, and r
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import threading
 import time
 import weakref
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gan.files import explain_os_error, publish, temporary_beside
+from gan.files import explain_os_error, nearest_existing, publish, readable_size, temporary_beside
 
 if TYPE_CHECKING:
     from gan.data.dataset import ImageDataset
@@ -54,24 +56,22 @@ class Content:
 
 
 class Store:
-    """Images in an array uint8 `[images, C, H, W]`, put in one by one as they are decoded.
+    """Images in memory, put in one by one as they are decoded.
 
     Args:
-        array: the images.
+        array: the images, uint8 `[images, C, H, W]`.
         complete: all of them are in it.
-        rows: where in `array` each image is; by default in order.
     """
 
-    def __init__(self, array: np.ndarray, complete: bool, rows: np.ndarray | None = None) -> None:
-        self.array, self.complete, self._rows = array, complete, rows
+    def __init__(self, array: np.ndarray, complete: bool) -> None:
+        self.array, self.complete = array, complete
 
     def put(self, rows: np.ndarray, images: np.ndarray) -> None:
         """Keep these images. Raises OSError if the disk does not take them."""
         self.array[rows] = images
 
     def take(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Copy images into `out`, uint8 `[N, C, H, W]`."""
-        rows = rows if self._rows is None else self._rows[rows]
+        """Copy images into `out`, uint8 `[N, C, H, W]`; any thread may call it. Raises OSError if that fails."""
         np.take(self.array, rows, axis=0, out=out, mode="clip")  # the other modes copy twice
 
     def flush(self) -> None:
@@ -83,6 +83,25 @@ class Store:
 
     def close(self) -> None:
         """Remove what is not complete."""
+
+
+class FoundStore(Store):
+    """A cache file that is complete: read, not mapped, because a disk that fails kills a process that maps it.
+
+    Args:
+        path: the file.
+        image_shape: (C, H, W).
+        rows: where in it each image is; by default in order.
+    """
+
+    complete = True
+
+    def __init__(self, path: Path, image_shape: tuple[int, ...], rows: np.ndarray | None = None) -> None:
+        self.path, self._rows = path, rows
+        self._pixels = _Pixels(path, image_shape)
+
+    def take(self, rows: np.ndarray, out: np.ndarray) -> None:
+        self._pixels.take(rows if self._rows is None else self._rows[rows], out)
 
 
 class FileStore(Store):
@@ -100,7 +119,7 @@ class FileStore(Store):
             self._file = open(self._temporary, "r+b", buffering=0)  # noqa: SIM115
             self._write(_header(content))
             self._file.truncate(HEADER_BYTES + content.num_bytes)
-            super().__init__(_mapped(self._temporary, content.shape), complete=False)
+            self._pixels = _Pixels(self._temporary, content.shape[1:])
         except OSError:
             self.close()
             raise
@@ -117,28 +136,53 @@ class FileStore(Store):
         while data:
             data = data[self._file.write(data) :]
 
+    def take(self, rows: np.ndarray, out: np.ndarray) -> None:
+        self._pixels.take(rows, out)
+
     def flush(self) -> None:
         os.fsync(self._file.fileno())
 
     def publish(self) -> None:
-        self.array = np.empty(0)  # Windows renames no file that is open
+        self._pixels.close()  # Windows renames no file that is open
         self._file.close()
         try:
             publish(self._temporary, self.path)
         except OSError:
             if problem_with(self.path, self._content) is not None:  # unless another run has made it
                 raise
-        self.array = _mapped(self.path, self._content.shape)
+        self._pixels = _Pixels(self.path, self._content.shape[1:])
         self.complete = True
         self._remove()
         _remove_stale(self._content, self.path)
 
     def close(self) -> None:
         if not self.complete:
-            self.array = np.empty(0)
             with contextlib.suppress(OSError, AttributeError):
                 self._file.close()
+                self._pixels.close()
             self._remove()
+
+
+class _Pixels:
+    """The images in a cache file of shape `[images, *image_shape]`, read by any thread."""
+
+    def __init__(self, path: Path, image_shape: tuple[int, ...]) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+        self._size, self._lock = math.prod(image_shape), threading.Lock()
+
+    def take(self, rows: np.ndarray, out: np.ndarray) -> None:
+        with self._lock:
+            for row, image in zip(rows.tolist(), out, strict=True):
+                self._file.seek(HEADER_BYTES + row * self._size)
+                rest = image.data.cast("B")
+                while rest:
+                    count = self._file.readinto(rest)
+                    if not count:
+                        raise OSError(errno.EIO, "the file has been cut off")
+                    rest = rest[count:]
+
+    def close(self) -> None:
+        self._file.close()
 
 
 @dataclass(frozen=True)
@@ -167,7 +211,7 @@ def choose(dataset: ImageDataset, mode: str, cache_dir: str | None = None, gpu_f
     content, folder = dataset.content(), folder_for(dataset.path, mode, cache_dir)
     found, rows, notes = _find(dataset, folder)
     at = found or (content.file_in(folder) if folder is not None else None)
-    size = _size(content.num_bytes)
+    size = readable_size(content.num_bytes)
     against: list[str] = []  # why what was preferred is not possible
 
     def choice(kind: str, text: str, path: Path | None) -> Choice:
@@ -180,7 +224,7 @@ def choose(dataset: ImageDataset, mode: str, cache_dir: str | None = None, gpu_f
         if kind == "device":
             problem = _gpu_problem(content.num_bytes, gpu_free, 4 if mode == "auto" else 1)
             if problem is None:
-                return choice(kind, f"{size} of the {_size(gpu_free or 0)} free on the GPU, {source}", found)
+                return choice(kind, f"{size} of the {readable_size(gpu_free or 0)} free on the GPU, {source}", found)
             if mode == "device" or gpu_free is not None:
                 against.append(problem)
         elif kind == "disk":
@@ -205,22 +249,19 @@ def open_store(choice: Choice) -> Store | None:
         return None
     if choice.mode == "disk":
         assert choice.path is not None
-        return mapped_store(choice) if choice.found else FileStore(choice.content, choice.path)
+        return found_store(choice) if choice.found else FileStore(choice.content, choice.path)
     if choice.found:
         rows = np.arange(choice.content.shape[0])
         array = np.empty(choice.content.shape, dtype=np.uint8)
-        mapped_store(choice).take(rows, array)
+        found_store(choice).take(rows, array)
         return Store(array, complete=True)
     return Store(np.empty(choice.content.shape, dtype=np.uint8), complete=False)
 
 
-def mapped_store(choice: Choice) -> Store:
+def found_store(choice: Choice) -> FoundStore:
     """The complete file that was found."""
     assert choice.path is not None
-    shape = choice.content.shape
-    with open(choice.path, "rb") as file:
-        header = _read_header(file.read(HEADER_BYTES))
-    return Store(_mapped(choice.path, (header[1][0], *shape[1:])), complete=True, rows=choice.rows)
+    return FoundStore(choice.path, choice.content.shape[1:], choice.rows)
 
 
 def folder_for(dataset: Path, mode: str, cache_dir: str | None) -> Path | None:
@@ -305,10 +346,6 @@ def _place(content: Content) -> str:
     return hashlib.sha256(os.path.abspath(content.dataset).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    return np.memmap(path, np.uint8, "r", HEADER_BYTES, shape).view(np.ndarray)
-
-
 def _cache_name(content: Content) -> str:
     """A pattern of the names that caches of this dataset have or had; group 1 is the dataset's fingerprint."""
     return re.escape(content.dataset.name) + r"\.([0-9a-f]{8})(?:-[0-9a-f]{8})?\.cache"
@@ -355,17 +392,19 @@ def _gpu_problem(size: int, free: int | None, times: int) -> str | None:
     if free is None:
         return "there is no CUDA device to keep it on"
     if size * times > free * (1 if times > 1 else 0.9):
-        return f"{_size(size)} is {'too much for' if times > 1 else 'more than'} the {_size(free)} free on the GPU"
+        against = "too much for" if times > 1 else "more than"
+        return f"{readable_size(size)} is {against} the {readable_size(free)} free on the GPU"
     return None
 
 
 def _disk_problem(size: int, folder: Path, times: int) -> str | None:
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    existing = nearest_existing(folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         return f"{folder} cannot be written to; --cache-dir names another folder"
     free = shutil.disk_usage(existing).free
     if size * times > free:
-        return f"{_size(size)} is too much for the {_size(free)} free in {folder}; --cache-dir names another folder"
+        sizes = f"{readable_size(size)} is too much for the {readable_size(free)}"
+        return f"{sizes} free in {folder}; --cache-dir names another folder"
     return None
 
 
@@ -376,8 +415,6 @@ def _memory_problem(size: int, times: int, known: bool) -> str | None:
     except ImportError:
         return "how much memory is free is not known without psutil" if known else None
     free = psutil.virtual_memory().available
-    return f"{_size(size)} is too much for the {_size(free)} of free memory" if size * times > free else None
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+    if size * times > free:
+        return f"{readable_size(size)} is too much for the {readable_size(free)} of free memory"
+    return None

@@ -125,8 +125,11 @@ class ImageDataset:
         """One image as it is in the file, uint8 `[C, H, W]`; row: 0 to num_unflipped."""
         if self._store is not None:
             image = np.empty((1, *self.image_shape), dtype=np.uint8)
-            self._store.take(np.array([row]), image)
-            return image[0]
+            try:
+                self._store.take(np.array([row]), image)
+                return image[0]
+            except OSError:
+                self._store = None  # whoever opened it says so
         name = self._names[self._indices[row]]
         image = decode(self._files.read(name), f"{self.path}: {name}")
         if image.shape != self.image_shape:
@@ -228,11 +231,12 @@ class _Files:
         self.path = path
         self._zip: zipfile.ZipFile | None = None
         self._pid = -1
+        self._version: tuple[int, ...] | None = None
         if path.is_dir():
             found = (Path(base) / name for base, _, files in os.walk(path) for name in files)
             self.names = {file.relative_to(path).as_posix() for file in found}
         elif path.is_file():
-            self.names = {info.filename for info in self._open().infolist() if not info.is_dir()}
+            self.names = {info.filename for info in self._open().infolist() if not info.filename.endswith("/")}
         else:
             raise GanError(f"{path}: no such file or folder; pack your images with dataset_tool.py first")
 
@@ -263,8 +267,11 @@ class _Files:
             if self.path.is_dir():
                 return (self.path / name).read_bytes()
             return self._open().read(name)
-        except (OSError, KeyError, zipfile.BadZipFile, EOFError) as error:
-            raise GanError(f"{self.path}: {name} cannot be read ({error})") from error
+        except (GanError, MemoryError):
+            raise
+        except Exception as error:  # a damaged zip makes zipfile raise almost anything
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            raise GanError(f"{self.path}: {name} cannot be read ({reason}); restore it, or pack again") from error
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON object; empty if there is no such file."""
@@ -286,25 +293,32 @@ class _Files:
                     return _header_shape(file)
             with self._open().open(name) as member:
                 return _header_shape(member)
-        except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, EOFError) as error:
+        except (GanError, MemoryError):
+            raise
+        except Exception as error:
             raise GanError(f"{self.path}: {name} is not a readable image ({error})") from error
 
     def _open(self) -> zipfile.ZipFile:
         if self._zip is None or self._pid != os.getpid():  # a file position must not be shared with another process
             try:
-                self._zip, self._pid = zipfile.ZipFile(self.path), os.getpid()
-            except (OSError, zipfile.BadZipFile) as error:
+                file = open(self.path, "rb")  # noqa: SIM115
+                opened, status = zipfile.ZipFile(file), os.fstat(file.fileno())
+            except MemoryError:
+                raise
+            except Exception as error:
                 raise GanError(f"{self.path}: not a readable zip file ({error})") from error
+            version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            if self._version not in (None, version):  # its images would pass for those that were there
+                raise GanError(f"{self.path}: has been replaced since it was opened; start again")
+            self._zip, self._pid, self._version = opened, os.getpid(), version
         return self._zip
 
 
 def decode(data: bytes, where: str) -> np.ndarray:
     """An encoded image as uint8 `[C, H, W]`, C = 1 or 3. `where` names it in errors."""
-    image = None
-    if _is_own_png(data):
-        if not _png_is_intact(data):
-            raise GanError(f"{where} is damaged (a checksum in it is wrong); remove it and pack again")
-        image = _decode_own_png(data)
+    if data[:8] == _PNG and not _png_is_intact(data):
+        raise GanError(f"{where} is damaged (a checksum in it is wrong); remove it and pack again")
+    image = _decode_own_png(data) if _is_own_png(data) else None
     if image is None:
         try:
             with PIL.Image.open(io.BytesIO(data)) as file:
@@ -329,7 +343,7 @@ def _is_own_png(data: bytes) -> bool:
 
 
 def _png_is_intact(data: bytes) -> bool:
-    """Whether all chunks are there with the right checksums, which pyspng does not look at."""
+    """Whether all chunks are there with the right checksums, at which pyspng does not look, nor Pillow at all."""
     position = len(_PNG)
     while position + 12 <= len(data):
         end = position + 8 + int.from_bytes(data[position : position + 4], "big")

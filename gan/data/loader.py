@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
-import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
-import torch.utils.data
 
 from gan.data import cache as caches
-from gan.data.cache import Choice, FileStore, Store
+from gan.data.cache import Choice, FileStore, FoundStore, Store
 from gan.data.dataset import ImageDataset
 from gan.data.sampler import batches
-from gan.errors import GanError
+from gan.data.workers import Decoded, Request, Workers
+
+PATIENCE = 60  # seconds without a batch after which that is said; then after twice that, and so on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class BatchStream:
     A thread prepares the next batch while the last one is trained on. An image is decoded when it is first due and kept
     in the cache; when all are there, batches are only gathered. What comes is a function of the seed alone, whatever
     the cache. An error, such as GanError for a damaged image, is raised when its batch is due, and ends the stream.
+    A worker process can be lost: a line says so, and what it was to decode is decoded all the same.
 
     Args:
         dataset: the images, for which the stream may find a cache that is complete.
@@ -57,7 +59,8 @@ class BatchStream:
         workers: processes that decode, as long as there is something to decode; 0: the thread does it.
         cache: auto, device, disk, ram or off.
         cache_dir: folder of the cache file; by default that of the dataset.
-        report: takes a line for people, in the thread that asks for batches.
+        report: takes a line on the cache for people, in the thread that asks for batches.
+        notice: the same for lines on the reading of images; by default `report`.
     """
 
     lines: list[str]
@@ -75,10 +78,12 @@ class BatchStream:
         cache: str = "off",
         cache_dir: str | None = None,
         report: Callable[[str], None] = print,
+        notice: Callable[[str], None] | None = None,
     ) -> None:
         self._dataset, self._batch, self._seed, self._position = dataset, batch, seed, start
         self._device = device or torch.device("cpu")
-        self._report, self._unsaid = report, list[str]()
+        self._report, self._notice = report, notice or report
+        self._unsaid = list[tuple[Callable[[str], None], str]]()
         self._side = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         choice = caches.choose(dataset, cache, cache_dir, self._free_memory())
         self.lines = choice.lines
@@ -86,7 +91,8 @@ class BatchStream:
         self._missing = dataset.num_unflipped if self._store is not None and not self._store.complete else 0
         self._asked_for = np.zeros(dataset.num_unflipped, dtype=bool)
         self._flushing: Future[None] | None = None
-        self._decoded: Iterator[_Decoded | GanError] | None = None
+        self._decoder = _Decoder(dataset)
+        self._decoded: Iterator[Decoded] | None = None
         if self._store is None or self._missing:
             self._decoded = self._decode(workers)  # here, so that processes are forked off the main thread
         else:
@@ -102,7 +108,7 @@ class BatchStream:
         if self._next is None:
             raise StopIteration
         try:
-            host = self._next.result()
+            host = self._wait_for(self._next)
             self._next = self._prepare_next()
             self._say()
             return self._to_device(host)
@@ -110,11 +116,18 @@ class BatchStream:
             self.close()
             raise
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """The processes that decode at the moment."""
+        return self._decoded.pids if isinstance(self._decoded, Workers) else []
+
     def close(self) -> None:
         """End the thread and the processes; remove a cache that is not complete."""
         self._next = None
+        self._decoder.stopped = True  # in the middle of a batch
+        self._end_workers()  # the thread may be waiting for one
         self._threads.shutdown(cancel_futures=True)
-        self._decoded = None  # ends the worker processes
+        self._decoded = None
         if self._store is not None:
             if self._flushing is not None and not self._flushing.cancelled():
                 self._finish_file()
@@ -126,7 +139,16 @@ class BatchStream:
 
     def _say(self) -> None:
         while self._unsaid:
-            self._report(self._unsaid.pop(0))
+            say, line = self._unsaid.pop(0)
+            say(line)
+
+    def _wait_for(self, batch: Future[_HostBatch]) -> _HostBatch:
+        """What hangs, such as a disk of another machine, is named."""
+        patience, waited = PATIENCE, 0
+        while not concurrent.futures.wait([batch], patience - waited).done:
+            waited, patience = patience, 2 * patience
+            self._notice(f"waiting for images from {self._dataset.path} since {waited} s")
+        return batch.result()
 
     def _free_memory(self) -> int | None:
         return torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else None
@@ -176,10 +198,7 @@ class BatchStream:
         if self._decoded is None:
             indices, rows, images = next(self._order), np.empty(0, dtype=np.int64), host.images.numpy()[:0]
         else:
-            decoded = next(self._decoded)
-            if isinstance(decoded, GanError):
-                raise decoded
-            indices, rows, images = (tensor.numpy() for tensor in decoded)
+            indices, rows, images = next(self._decoded)
         self._position += self._batch
         host.indices.numpy()[:] = indices
         if isinstance(self._store, _DeviceStore):
@@ -201,8 +220,11 @@ class BatchStream:
         if self._flushing is not None and self._flushing.done():
             self._finish_file()
         if self._store is not None:
-            self._store.take(wanted, out)
-            return
+            try:
+                self._store.take(wanted, out)
+                return
+            except OSError as error:
+                self._give_up(error)
         place = {row: i for i, row in enumerate(rows.tolist())}
         for i, row in enumerate(wanted.tolist()):  # what is not there was kept in a cache that has failed
             out[i] = images[place[row]] if row in place else self._dataset.unflipped(row)
@@ -213,6 +235,7 @@ class BatchStream:
             self._missing -= num_new
             if not self._missing:
                 assert self._store is not None
+                self._end_workers()
                 self._decoded = None
                 self._order = batches(len(self._dataset), self._batch, self._seed, self._position)
                 self._flushing = self._threads.submit(self._store.flush)
@@ -229,12 +252,15 @@ class BatchStream:
             self._give_up(error)
             return
         if isinstance(self._store, FileStore):
-            self._unsaid.append(f"complete in {self._store.path}")
+            self._unsaid.append((self._report, f"complete in {self._store.path}"))
         self._serve_dataset()
 
     def _give_up(self, error: OSError) -> None:
-        assert isinstance(self._store, FileStore)
-        self._unsaid.append(caches.gave_up(error, self._store.path))
+        assert isinstance(self._store, (FileStore, FoundStore))
+        if self._flushing is not None:
+            concurrent.futures.wait([self._flushing])
+            self._flushing = None
+        self._unsaid.append((self._report, caches.gave_up(error, self._store.path)))
         self._store.close()
         self._store, self._missing = None, 0
         if self._decoded is None:
@@ -244,21 +270,21 @@ class BatchStream:
         if isinstance(self._store, Store):
             self._dataset.serve_from(self._store)
 
-    def _decode(self, workers: int) -> Iterator[_Decoded | GanError]:
+    def _decode(self, workers: int) -> Iterator[Decoded]:
         """What has to be decoded, batch by batch from here on."""
-        decoder, requests = _Decoder(self._dataset), self._requests()
         if workers == 0:
-            return map(decoder.__getitem__, requests)
-        loader = torch.utils.data.DataLoader(
-            decoder,
-            sampler=requests,  # endless: it has no length
-            batch_size=None,
-            num_workers=workers,
-            worker_init_fn=_ignore_interrupts,
-        )
-        return iter(loader)
+            return map(self._decoder.decoded, self._requests())
+        shape = (self._batch, *self._dataset.image_shape)
+        return Workers(workers, self._decoder, self._requests(), shape, self._say_later)
 
-    def _requests(self) -> Iterator[_Request]:
+    def _say_later(self, line: str) -> None:
+        self._unsaid.append((self._notice, line))
+
+    def _end_workers(self) -> None:
+        if isinstance(self._decoded, Workers):
+            self._decoded.close()
+
+    def _requests(self) -> Iterator[Request]:
         """Indices of the images of a batch, and the unflipped ones among them that nobody was asked for before."""
         for indices in batches(len(self._dataset), self._batch, self._seed, self._position):
             rows = np.unique(indices % self._dataset.num_unflipped)
@@ -266,10 +292,6 @@ class BatchStream:
                 rows = rows[~self._asked_for[rows]]
                 self._asked_for[rows] = True
             yield indices, rows
-
-
-_Request = tuple[np.ndarray, np.ndarray]
-_Decoded = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclasses.dataclass
@@ -291,7 +313,7 @@ class _DeviceStore:
         self.complete = choice.found
         self._images = torch.empty(choice.content.shape, dtype=torch.uint8, device=device)
         if choice.found:
-            source = caches.mapped_store(choice)
+            source = caches.found_store(choice)
             for rows in np.array_split(np.arange(len(self._images)), -(-self._images.nbytes // 2**28)):
                 part = np.empty((len(rows), *self._images.shape[1:]), dtype=np.uint8)
                 source.take(rows, part)
@@ -314,23 +336,21 @@ class _DeviceStore:
         """Nothing is left behind."""
 
 
-class _Decoder(torch.utils.data.Dataset):
+class _Decoder:
     """Decodes what a batch asks for: that much is the work of one worker at a time."""
 
     def __init__(self, dataset: ImageDataset) -> None:
-        self.dataset = dataset
+        self._dataset, self.stopped = dataset, False
 
-    def __getitem__(self, request: _Request) -> _Decoded | GanError:
-        indices, rows = request
-        images = np.empty((len(rows), *self.dataset.image_shape), dtype=np.uint8)
-        try:
-            for image, row in zip(images, rows.tolist(), strict=True):
-                image[:] = self.dataset.unflipped(row)
-        except GanError as error:  # raised here, it would reach the user wrapped in the worker's traceback
-            return error
-        return torch.from_numpy(indices), torch.from_numpy(rows), torch.from_numpy(images)
+    def __call__(self, rows: np.ndarray, images: np.ndarray) -> None:
+        """Write images into an array uint8 `[rows, C, H, W]`."""
+        for image, row in zip(images, rows.tolist(), strict=True):
+            if self.stopped:
+                raise concurrent.futures.CancelledError
+            image[:] = self._dataset.unflipped(row)
 
-
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; only the main one decides what it means."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    def decoded(self, request: Request) -> Decoded:
+        """What was requested."""
+        images = np.empty((len(request[1]), *self._dataset.image_shape), dtype=np.uint8)
+        self(request[1], images)
+        return (*request, images)

@@ -37,7 +37,7 @@ def network(stored: object, cls: type[torch.nn.Module], successor: bool = False)
     kwargs = _constructor_arguments(stored, cls, successor)
     _check_numbers(kwargs, len(tensors))
     try:
-        with _ShapesOnly():
+        with ShapesOnly():
             made = cls(**kwargs)
     except Exception as error:  # hostile options fail in any way there is
         raise ValueError(f"it cannot be built from its options ({type(error).__name__}: {error})") from error
@@ -81,7 +81,7 @@ def stored_tensors(stored: object) -> dict[str, StoredTensor]:
     return tensors
 
 
-class _ShapesOnly(TorchFunctionMode):
+class ShapesOnly(TorchFunctionMode):
     """Within it, the tensors that constructors fill with numbers take no memory; filters are real.
 
     Only `torch.empty` is asked for meta tensors, and nothing is computed with them: other functions of theirs import

@@ -74,7 +74,10 @@ class Console:
 
 
 def format_tick(record: dict[str, Any], total_kimg: float) -> str:
-    """The status line of one tick, from its stats.jsonl record; `eta` is left out in the first tick."""
+    """The status line of one tick, from its stats.jsonl record; `eta` is left out in the first tick.
+
+    Last comes how training is doing, in words, if the record says it in `health`.
+    """
     kimg = _mean(record, "Progress/kimg")
     sec_per_kimg = _mean(record, "Timing/sec_per_kimg")
     fields = [
@@ -90,6 +93,8 @@ def format_tick(record: dict[str, Any], total_kimg: float) -> str:
     ]
     if sec_per_kimg > 0 and _mean(record, "Progress/tick") > 0:  # the first tick is one slow step
         fields.append(f"eta {format_time(max(total_kimg - kimg, 0) * sec_per_kimg, max_units=2)}")
+    if "health" in record:
+        fields.append(f"health {record['health']}")
     return " ".join(fields)
 
 

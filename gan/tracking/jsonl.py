@@ -19,12 +19,15 @@ class JsonlTracker:
     """Appends a line a tick to RUN_DIR/stats.jsonl; continuing at `nimg` images first drops the lines beyond it.
 
     Raises GanError when the file cannot be written; the lines that failed are kept and written with the next tick.
+    `unwritten`: those of an earlier start, from its `state()`.
     """
 
-    def __init__(self, run_dir: str | Path, nimg: int = 0) -> None:
+    def __init__(self, run_dir: str | Path, nimg: int = 0, unwritten: str | None = None) -> None:
         self._path = Path(run_dir) / FILE_NAME
-        self._unwritten = b""
         drop_lines_beyond(self._path, nimg)
+        there = {record_nimg(record) for record in read_records(self._path)}
+        lines = (unwritten or "").encode().splitlines(keepends=True)  # they may have been written after that state
+        self._unwritten = b"".join(line for line in lines if record_nimg(_parse(line) or {}) not in there)
 
     def tick(self, nimg: int, record: dict[str, Any]) -> None:
         """Append one line. Non-finite numbers become null, which JSON has and NaN it has not."""
@@ -36,8 +39,8 @@ class JsonlTracker:
         """Nothing: the picture lies in the run folder already."""
 
     def state(self) -> dict[str, Any]:
-        """Nothing: `nimg` alone says which lines to keep."""
-        return {}
+        """{'unwritten_ticks': lines that a full disk did not take yet}; `nimg` says which others to keep."""
+        return {"unwritten_ticks": self._unwritten.decode()}
 
     def close(self, status: str) -> None:
         """Try once more to write lines that failed."""

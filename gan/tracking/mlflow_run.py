@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gan.tracking.jsonl import read_records, record_nimg
 from gan.tracking.mlflow_import import import_mlflow
 
 RUN_DIR_TAG = "gan.run_dir"
+BRANCH_TAG = "gan.branch"
+PROGRESS = "Progress/kimg"  # every tick has it
 GRID_FOLDER = "grids"
+PREVIEW_FOLDER = "images"  # MLflow's own
 MAX_METRICS_PER_REQUEST = 1000  # these five are MLflow's own limits
 MAX_PARAMS_PER_REQUEST = 100
 MAX_NAME_LENGTH = 250
@@ -41,14 +43,27 @@ class RunSpec:
     artifact_location: str | None
     """Where a new experiment keeps its files; None leaves it to the server."""
     experiment: str
-    run_name: str
     run_dir: Path
     params: Mapping[str, Any]
     tags: Mapping[str, Any]
     run_id: str | None
     """The run to continue, when known."""
-    nimg: int
-    """Images seen when training started; above 0, the run is a continued one."""
+    continued: bool
+    """Whether the folder may have a run already; if not, one is made."""
+    branch: int = 0
+    """How often training went back to an older state: each time the rest is a run of its own."""
+    start_time: int | None = None
+    """Of a run that is made, in milliseconds since 1970; None: now."""
+
+    @property
+    def run_name(self) -> str:
+        """As the run is called in MLflow."""
+        return self.run_dir.name + (f" (branch {self.branch})" if self.branch else "")
+
+    @property
+    def folder_tag(self) -> str:
+        """What a run is found by again; no other branch has it."""
+        return str(self.run_dir) + (f" (branch {self.branch})" if self.branch else "")
 
 
 class MlflowRun:
@@ -58,65 +73,93 @@ class MlflowRun:
         self._spec = spec
         self._client: Any = None
         self._created = False
-        self._held_grids: set[str] | None = None  # file names; None until asked
-        self._start_time = int(time.time() * 1000)
+        self._held_pictures: set[str] | None = None  # file names of grids; None until asked
+        self._held_previews: set[str] = set()  # the beginnings of their file names
+        self._start_time = int(time.time() * 1000) if spec.start_time is None else spec.start_time
         self.run_id = spec.run_id
         self.experiment_id: str | None = None
-        self.newest_nimg = -1
+        self.status = "RUNNING"
+        self.held: set[int] = set()
+        """The ticks that the store has, as their nimg."""
         self.is_open = False
 
-    def open(self) -> None:
-        """Find or make the run. After a failure it may be called again, and makes no second run."""
+    def open(self, running: bool = True) -> None:
+        """Find or make the run, and say that it is `running`.
+
+        After a failure it may be called again, and makes no second run.
+        """
         self._client = import_mlflow().MlflowClient(tracking_uri=self._spec.uri)
         run = self._run_by_id() or self._run_by_folder() or self._create_run()
         self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
-        if self._created:
-            self._log_params()
-        else:
+        self.status = run.info.status
+        self._log_params(known=run.data.params)
+        if not self._created:
             self._set_tags()
-            self._client.update_run(self.run_id, status="RUNNING")
-        kimg = run.data.metrics.get("Progress/kimg")
-        self.newest_nimg = -1 if kimg is None else round(kimg * 1000)
+            if running:
+                self._client.update_run(self.run_id, status="RUNNING")
+            history = self._client.get_metric_history(self.run_id, PROGRESS)
+            self.held = {metric.step for metric in history}
         self.is_open = True
 
-    def log_ticks(self, ticks: Sequence[Tick]) -> None:
-        """Send the oldest of `ticks`, as many as one request holds; `newest_nimg` then says how far that went.
+    def log_ticks(self, ticks: Sequence[Tick]) -> int:
+        """Send the first of `ticks`, as many as one request holds; returns how many, and they are in `held` then.
 
         A request sent twice, because its answer got lost, is stored once: MLflow drops values that are equal in all.
         """
         from mlflow.entities import Metric
 
         metrics: list[Any] = []
+        sent: list[int] = []
         for tick in ticks:
             if metrics and len(metrics) + len(tick.metrics) > MAX_METRICS_PER_REQUEST:
                 break
             metrics += [Metric(name, value, tick.timestamp, tick.nimg) for name, value in tick.metrics]
-            newest_nimg = tick.nimg
+            sent.append(tick.nimg)
         self._client.log_batch(self.run_id, metrics=metrics, synchronous=True)
-        self.newest_nimg = newest_nimg
+        self.held.update(sent)
+        return len(sent)
 
-    def log_image(self, name: str, path: Path, nimg: int) -> None:
-        """Send a preview for the viewer's step slider, then the picture whole, below grids/; once a file name."""
+    def log_image(self, name: str, path: Path, nimg: int) -> bool:
+        """Send a preview for the viewer's step slider, then the picture whole, below grids/; once a file name.
+
+        Returns False when the store has the picture already.
+        """
         from PIL import Image
 
-        if self._held_grids is None:
-            held = [] if self._created else self._client.list_artifacts(self.run_id, GRID_FOLDER)
-            self._held_grids = {PurePosixPath(file.path).name for file in held}
-        if path.name in self._held_grids:
-            return
-        with Image.open(path) as image:
-            image.thumbnail((MAX_PREVIEW_SIZE, MAX_PREVIEW_SIZE))
-            self._client.log_image(self.run_id, image, key=_allowed_name(name), step=nimg, synchronous=True)
+        if self._held_pictures is None:
+            self._find_held_pictures()
+            assert self._held_pictures is not None
+        if path.name in self._held_pictures:
+            return False
+        preview = _preview_name(name, nimg)
+        if preview not in self._held_previews:
+            with Image.open(path) as image:
+                image.thumbnail((MAX_PREVIEW_SIZE, MAX_PREVIEW_SIZE))
+                self._client.log_image(self.run_id, image, key=_allowed_name(name), step=nimg, synchronous=True)
+            self._held_previews.add(preview)
         self._client.log_artifact(self.run_id, str(path), GRID_FOLDER)
-        self._held_grids.add(path.name)
+        self._held_pictures.add(path.name)
+        return True
 
     def check(self) -> None:
         """Raise when the store does not answer."""
         self._client.get_run(self.run_id)
 
-    def terminate(self, status: str) -> None:
-        """Set the final status, 'FINISHED', 'KILLED' or 'FAILED'."""
-        self._client.set_terminated(self.run_id, status)
+    def terminate(self, status: str, end_time: int | None = None) -> None:
+        """Set the final status, 'FINISHED', 'KILLED' or 'FAILED', as of `end_time` in milliseconds since 1970."""
+        self._client.set_terminated(self.run_id, status, end_time)
+        self.status = status
+
+    def _find_held_pictures(self) -> None:
+        """Ask which pictures the store has; of a preview without its picture, the picture is still to come."""
+        grids, previews = [], []
+        if not self._created:
+            grids = self._client.list_artifacts(self.run_id, GRID_FOLDER)
+            previews = self._client.list_artifacts(self.run_id, PREVIEW_FOLDER)
+        # MLflow writes a preview as two files, NAME+step+STEP+timestamp+..., of which the .webp is the last.
+        whole = [PurePosixPath(file.path).name for file in previews if file.path.endswith(".webp")]
+        self._held_previews = {name.partition("+timestamp+")[0] for name in whole}
+        self._held_pictures = {PurePosixPath(file.path).name for file in grids}
 
     def _run_by_id(self) -> Any:
         from mlflow.exceptions import MlflowException
@@ -129,23 +172,28 @@ class MlflowRun:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None
-        return run if run.info.lifecycle_stage == "active" else None
+        same_branch = run.data.tags.get(BRANCH_TAG, "0") == str(self._spec.branch)
+        return run if same_branch and run.info.lifecycle_stage == "active" else None
 
     def _run_by_folder(self) -> Any:
-        """The newest run of this run folder.
+        """The newest run of this run folder and branch.
 
-        When training starts anew, only the one that we made ourselves in a request whose answer got lost.
+        When training starts anew, only the one that we made ourselves in a request whose answer got lost. A server
+        that hung may have got that request twice, and makes two runs of it when it goes on.
         """
-        quote = '"' if "'" in str(self._spec.run_dir) else "'"
+        tag = self._spec.folder_tag
+        quote = '"' if "'" in tag else "'"
         found = self._client.search_runs(
             [self._experiment_id()],
-            f"tags.`{RUN_DIR_TAG}` = {quote}{self._spec.run_dir}{quote}",
-            max_results=1,
+            f"tags.`{RUN_DIR_TAG}` = {quote}{tag}{quote}",
             order_by=["attributes.start_time DESC"],
         )
-        if not found or (self._spec.nimg == 0 and found[0].info.start_time != self._start_time):
-            return None
-        return found[0]
+        if self._created:
+            own, *twins = [run for run in found if run.info.start_time == self._start_time] or [None]
+            for twin in twins:
+                self._client.delete_run(twin.info.run_id)
+            return own
+        return found[0] if found and self._spec.continued else None
 
     def _create_run(self) -> Any:
         self._created = True
@@ -167,10 +215,11 @@ class MlflowRun:
                 experiment = self._client.get_experiment_by_name(name)
         return experiment.experiment_id
 
-    def _log_params(self) -> None:
+    def _log_params(self, known: Mapping[str, str]) -> None:
+        """Send the options that are not `known`: all of a new run, none as a rule of one that was found."""
         from mlflow.entities import Param
 
-        params = [Param(key, value) for key, value in flat_params(self._spec.params)]
+        params = [Param(key, value) for key, value in flat_params(self._spec.params) if key not in known]
         for start in range(0, len(params), MAX_PARAMS_PER_REQUEST):
             chunk = params[start : start + MAX_PARAMS_PER_REQUEST]
             self._client.log_batch(self.run_id, params=chunk, synchronous=True)
@@ -183,7 +232,7 @@ class MlflowRun:
 
     def _tags(self) -> dict[str, str]:
         tags = {_allowed_name(key): str(value)[:MAX_TAG_LENGTH] for key, value in self._spec.tags.items()}
-        return {**tags, RUN_DIR_TAG: str(self._spec.run_dir)}
+        return {**tags, RUN_DIR_TAG: self._spec.folder_tag, BRANCH_TAG: str(self._spec.branch)}
 
 
 def tick_of(nimg: int, record: Mapping[str, Any]) -> Tick:
@@ -199,14 +248,6 @@ def tick_of(nimg: int, record: Mapping[str, Any]) -> Tick:
     return Tick(nimg, int(seconds * 1000), tuple(metrics[:MAX_METRICS_PER_REQUEST]))
 
 
-def recorded_ticks(path: Path, after: int, up_to: int) -> Iterator[Tick]:
-    """The ticks of a stats.jsonl file with after < nimg <= up_to."""
-    for record in read_records(path):
-        nimg = record_nimg(record)
-        if nimg is not None and after < nimg <= up_to:
-            yield tick_of(nimg, record)
-
-
 def flat_params(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Nested options as ('data.mirror', 'True') pairs, cut to the lengths that MLflow takes."""
     for key, value in params.items():
@@ -214,6 +255,11 @@ def flat_params(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
             yield from flat_params(value, f"{prefix}{key}.")
         else:
             yield _allowed_name(f"{prefix}{key}"), str(value)[:MAX_PARAM_LENGTH]
+
+
+def _preview_name(name: str, nimg: int) -> str:
+    """How MLflow begins the file names of the preview `name` at step `nimg`."""
+    return f"{_allowed_name(name).replace('/', '~')}+step+{nimg}"
 
 
 def _allowed_name(name: object) -> str:

@@ -11,6 +11,9 @@ from collections.abc import Callable
 
 import torch
 
+from gan.errors import GanError
+from gan.training.micro_batch import is_out_of_memory, release_memory
+
 _WARMUP = 1  # ordinary runs of a phase before it is recorded: libraries choose their algorithms, state comes to be
 
 
@@ -31,6 +34,8 @@ class PhaseGraphs:
         self._runs: dict[str, int] = {}
         self._inputs: tuple[torch.Tensor, ...] = ()
         self.active = True
+        self.gave_way = False
+        """recording ended because it took memory that a phase needed"""
 
     def inputs(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The tensors' values, in memory that stays where it is."""
@@ -54,6 +59,17 @@ class PhaseGraphs:
         else:
             phase()
 
+    def gives_way(self) -> bool:
+        """Whether recorded phases hold memory that they give up for a phase that needs it."""
+        return bool(self._graphs) and not self._required
+
+    def forget(self) -> None:
+        """Drop what is recorded, because the phases have changed: each runs, and is recorded, anew."""
+        self._graphs.clear()
+        self._runs.clear()
+        torch.cuda.synchronize()
+        self._pool = torch.cuda.graph_pool_handle()  # one whose last recording is gone takes no other
+
     def _run_aside(self, name: str, phase: Callable[[], None]) -> None:
         """Run on the stream that recordings are made on, so that what it sets up is set up there."""
         current = torch.cuda.current_stream()
@@ -61,10 +77,14 @@ class PhaseGraphs:
         try:
             with torch.cuda.stream(self._stream):
                 phase()
-        except torch.OutOfMemoryError:
-            if self._required or not self._graphs:
+            fits = True
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or not self.gives_way():
                 raise
+            fits = False
+        if not fits:
             # The phases recorded before hold their memory. A phase begins by zeroing its gradients: it can begin again.
+            self.gave_way = True
             self._give_up(f"there is not enough memory for {name} beside those that are recorded")
             phase()
         current.wait_stream(self._stream)
@@ -77,6 +97,12 @@ class PhaseGraphs:
                 phase()
         except RuntimeError as error:
             torch.cuda.set_stream(current)  # a recording that breaks off leaves its own stream behind
+            self.gave_way = is_out_of_memory(error)
+            if self._required and self.gave_way:
+                raise GanError(
+                    f"--cuda-graphs on: out of memory while {name} was recorded; leave it out, or give a smaller "
+                    f"--batch-gpu"
+                ) from error
             if self._required:
                 raise
             del graph
@@ -91,5 +117,5 @@ class PhaseGraphs:
         self.active = False
         self._graphs.clear()
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+        release_memory(torch.device("cuda"))
         self._report(f"CUDA graphs are off, because {reason}")

@@ -15,6 +15,7 @@ from gan.data.dataset import ImageDataset
 from gan.files import write_png
 from gan.latent.sampling import quantize, tile
 from gan.networks import Generator, prepare_weights
+from gan.training.micro_batch import is_out_of_memory, release_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +31,8 @@ class SampleGrid:
 
     @staticmethod
     def choose(dataset: ImageDataset, z_dim: int, seed: int) -> SampleGrid:
-        """As many images as make a sheet of about 8K, at least 7x4, at most 32x32."""
-        columns = int(np.clip(7680 // dataset.resolution, 7, 32))
-        rows = int(np.clip(4320 // dataset.resolution, 4, 32))
+        """Images for a sheet of `sheet_shape`."""
+        columns, rows = sheet_shape(dataset.resolution)
         rng = np.random.RandomState(seed)
         indices = _rows_by_label(dataset, rows, columns, rng)
         return SampleGrid(columns, rows, indices, torch.from_numpy(rng.randn(rows * columns, z_dim)).to(torch.float32))
@@ -70,8 +70,24 @@ class FakesSheet:
     @torch.no_grad()
     def _compute(self, z: torch.Tensor, labels: torch.Tensor, target: torch.Tensor) -> None:
         assert self._G is not None
-        images = self._G.synthesis(self._G.mapping(z, labels), noise_mode="const")
-        target.copy_(quantize(images), non_blocking=True)
+        images = None
+        try:
+            images = quantize(self._G.synthesis(self._G.mapping(z, labels), noise_mode="const"))
+        except Exception as error:
+            if len(z) == 1 or not is_out_of_memory(error):
+                raise
+        if images is not None:
+            target.copy_(images, non_blocking=True)
+            return
+        release_memory(z.device)
+        half = -(-len(z) // 2)
+        for part in zip(z.split(half), labels.split(half), target.split(half), strict=True):
+            self._compute(*part)
+
+
+def sheet_shape(resolution: int) -> tuple[int, int]:
+    """(columns, rows): as many images as make a sheet of about 8K, at least 7x4, at most 32x32."""
+    return min(max(7680 // resolution, 7), 32), min(max(4320 // resolution, 4), 32)
 
 
 def _rows_by_label(dataset: ImageDataset, rows: int, columns: int, rng: np.random.RandomState) -> np.ndarray:

@@ -16,6 +16,8 @@ from collections.abc import Callable
 
 import torch
 
+from gan.errors import GanError
+
 
 @dataclasses.dataclass(eq=False)
 class Output:
@@ -34,15 +36,21 @@ class Output:
 class Outputs:
     """Takes outputs with `add`; `advance` after every step, `finish` before the end, `close` in any case.
 
-    An error on the thread is raised by the next call of any of them, and nothing due after it is written.
+    A file that cannot be written (GanError: the disk is full, a share is gone) is left out, and training goes on; the
+    names are in `missing` until they are written after all. Any other error on the thread is raised by the next call,
+    and nothing due after it is written.
 
     Args:
         device: where the outputs' tensors are.
         report: takes a line for people.
+        failed: takes an output that could not be written, and why; called on the thread. What it raises is an error.
     """
 
-    def __init__(self, device: torch.device, report: Callable[[str], None]) -> None:
-        self._cuda, self._report = device.type == "cuda", report
+    def __init__(
+        self, device: torch.device, report: Callable[[str], None], failed: Callable[[Output, GanError], None]
+    ) -> None:
+        self._cuda, self._report, self._failed = device.type == "cuda", report, failed
+        self.missing: dict[str, GanError] = {}
         self._due: deque[Output] = deque()  # not handed to the thread yet
         self._changed = threading.Condition()  # guards the fields below
         self._handed: deque[tuple[Output, torch.cuda.Event | None]] = deque()
@@ -65,6 +73,11 @@ class Outputs:
             self._due[0].portions.popleft()()
         while self._due and not self._due[0].portions:
             self._hand_over(self._due.popleft())
+
+    def has(self, kind: str) -> bool:
+        """Whether an output of this kind is not written yet."""
+        with self._changed:
+            return any(output.kind == kind for output in self._unwritten)
 
     def make_room(self, kind: str) -> None:
         """Wait until no output of this kind is left, so that memory holds one of them only."""
@@ -134,10 +147,19 @@ class Outputs:
             if self._error is None:
                 if ready is not None:
                     ready.synchronize()
-                output.write()
+                self._write_or_leave_out(output)
         except Exception as error:
             with self._changed:
                 self._error = self._error or error
         with self._changed:
             self._unwritten.remove(output)
             self._changed.notify_all()
+
+    def _write_or_leave_out(self, output: Output) -> None:
+        try:
+            output.write()
+        except GanError as error:
+            self.missing[output.name] = error
+            self._failed(output, error)
+        else:
+            self.missing.pop(output.name, None)

@@ -1,4 +1,4 @@
-"""Stopping a run without losing it."""
+"""Stopping and saving a run from outside."""
 
 from __future__ import annotations
 
@@ -6,30 +6,46 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
+_STOP = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a batch system's warning, a closed terminal
+_SAVE = ("SIGUSR1",)
 
-class StopRequest:
-    """While open, the first Ctrl-C or SIGTERM asks the loop to stop after its step; a second Ctrl-C stops at once."""
+
+class Signals:
+    """While open, Ctrl-C or SIGTERM asks the loop to save and stop after its step; a second one stops at once.
+
+    SIGUSR1 asks it to save and go on.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.stop_requested = False
+        self.save_requested = False
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._previous[number] = signal.signal(number, self._ask)
-            except ValueError:  # not in the main thread: whoever runs us there stops us there
-                break
+    def __enter__(self) -> Signals:
+        for names, handler in ((_STOP, self._stop), (_SAVE, self._save)):
+            for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
+                if signal.getsignal(number) is signal.SIG_IGN:  # nohup, for one, means it
+                    continue
+                try:
+                    self._previous[number] = signal.signal(number, handler)
+                except ValueError:  # not in the main thread: whoever runs us there stops us there
+                    return self
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._restore()
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+
+    def take_save_request(self) -> bool:
+        """Whether saving was asked for since the last call."""
+        requested, self.save_requested = self.save_requested, False
+        return requested
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_requested:
+            raise KeyboardInterrupt
+        self.stop_requested = True
+
+    def _save(self, number: int, frame: FrameType | None) -> None:
+        self.save_requested = True

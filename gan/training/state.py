@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-import pickle
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +12,9 @@ import torch
 from gan import schedule
 from gan.augment import AugmentPipe
 from gan.config import TrainConfig
-from gan.errors import GanError
-from gan.files import atomic_path
 from gan.networks import Discriminator, Generator, forget_weights, prepare_weights
 from gan.training.gradients import FlatGradients
 from torch_utils.stats import Stats
-
-_FORMAT = 1
 
 
 @dataclasses.dataclass
@@ -39,6 +33,10 @@ class Progress:
     """what writing files took at the end of the last tick"""
     seconds: float = 0.0
     """time spent on the run when the state was saved, over all its starts"""
+    branch: int = 0
+    """how many times the run has gone back to an older state"""
+    rollbacks: int = 0
+    """how many of them were its own doing, after a failure"""
 
 
 class TrainingState:
@@ -166,24 +164,3 @@ def clone(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(clone(item) for item in value)
     return value
-
-
-def save_state(path: Path, state: dict[str, Any], tracker: dict[str, Any]) -> None:
-    """Write a `state_dict` of TrainingState atomically; `tracker` holds plain values of the tracking."""
-    # Given a path, torch.save says nothing of a disk when that is full; writing to an open file does.
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        torch.save({"format": _FORMAT, "state": state, "tracker": tracker}, file)
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote, on the CPU, nothing executed. Raises GanError naming the file."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise GanError(f"{path}: no such file; the run was stopped before its first save, start it anew") from error
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise GanError(f"{path}: damaged or not a training state ({reason})") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise GanError(f"{path}: not a training state that this version can continue")
-    return content

@@ -20,6 +20,7 @@ from gan.networks import forget_weights, prepare_weights
 from gan.training.devices import choose_graphs
 from gan.training.gradients import FlatGradients
 from gan.training.graphs import PhaseGraphs
+from gan.training.micro_batch import MicroBatch
 from gan.training.state import TrainingState
 from gan.training.timing import PhaseTimer
 
@@ -42,10 +43,21 @@ class Phase:
 
 
 class TrainStep:
-    """Trains on a batch at a time, and advances the state's counter."""
+    """Trains on a batch at a time, and advances the state's counter.
+
+    Args:
+        report: takes a line for people.
+        on_smaller: is told the new number of images at a time when memory ran out, and the step goes on with it; None:
+            that it ran out is an error.
+    """
 
     def __init__(
-        self, state: TrainingState, config: TrainConfig, labels: LabelTable, report: Callable[[str], None] = print
+        self,
+        state: TrainingState,
+        config: TrainConfig,
+        labels: LabelTable,
+        report: Callable[[str], None] = print,
+        on_smaller: Callable[[int], None] | None = None,
     ) -> None:
         self.state, self.config, self.labels = state, config, labels
         self.timer = PhaseTimer(state.device)
@@ -53,6 +65,7 @@ class TrainStep:
         if choose_graphs(config.cuda_graphs, state.device):
             self.graphs = PhaseGraphs(state.device, self._without_graphs, required=config.cuda_graphs == "on")
         self._report = report
+        self._micro_batch = MicroBatch(config, state.device, report, on_smaller)
         self.phases = make_phases(state, config)
         for network in (state.G, state.D):
             prepare_weights(network)
@@ -79,9 +92,29 @@ class TrainStep:
         if schedule.is_due(batch_index + 1, self.config.augment.ada_interval):
             self._adjust_augment()
 
+    @property
+    def batch_gpu(self) -> int:
+        """Images at a time: those of the configuration, or fewer since memory ran out."""
+        return self._micro_batch.size
+
     def _run(self, phase: Phase, real: torch.Tensor, real_c: torch.Tensor) -> None:
-        """Accumulate gradients over the micro-batches, so that they equal the big batch's, and take one Adam step."""
-        rounds = len(real) // self.config.batch_gpu
+        """Take one Adam step on the gradients of the whole batch."""
+        accumulate = functools.partial(self._accumulate, phase, real, real_c)
+        outputs = self._micro_batch.fitting(phase.name, accumulate, self.graphs)
+        phase.network.requires_grad_(False)
+        for output in outputs:
+            for name, values in output.stats.items():
+                self.state.stats.report(name, values)
+        self.state.stats.report("Health/nonfinite_gradients", phase.gradients.guard())
+        with self._micro_batch.whatever_its_size(f"the optimiser after {phase.name}"):
+            phase.optimizer.step()
+            # What was recorded goes on reading the memory that it read then.
+            prepare_weights(phase.network, in_place=self.graphs is not None)
+        self._remember(outputs)
+
+    def _accumulate(self, phase: Phase, real: torch.Tensor, real_c: torch.Tensor, batch_gpu: int) -> list[PhaseOutput]:
+        """Gradients summed over micro-batches, so that they equal the big batch's. Changes nothing but gradients."""
+        rounds = len(real) // batch_gpu
         latents = self._draw(len(real) // phase.shrink if phase.shrink <= len(real) // rounds else rounds)
         phase.gradients.zero()
         phase.network.requires_grad_(True)
@@ -90,14 +123,7 @@ class TrainStep:
             output = phase.compute(latents.every(i, rounds), real[i::rounds], real_c[i::rounds])
             (output.loss * (phase.interval / rounds)).backward()
             outputs.append(output)
-            for name, values in output.stats.items():
-                self.state.stats.report(name, values)
-        phase.network.requires_grad_(False)
-        self.state.stats.report("Health/nonfinite_gradients", phase.gradients.guard())
-        phase.optimizer.step()
-        # What was recorded goes on reading the memory that it read then.
-        prepare_weights(phase.network, in_place=self.graphs is not None)
-        self._remember(outputs)
+        return outputs
 
     def _without_graphs(self, reason: str) -> None:
         """Recording failed half-way: what was prepared in it was only written down."""

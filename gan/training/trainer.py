@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import functools
+import enum
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +15,44 @@ import torch
 
 from gan import models
 from gan.config import TrainConfig
-from gan.data.dataset import ImageDataset, decoder
+from gan.data.dataset import ImageDataset
 from gan.data.loader import BatchStream, LabelTable
 from gan.errors import GanError
-from gan.networks import Generator, set_half_dtype
-from gan.tracking import Console, JsonlTracker, MlflowTracker, Trackers
-from gan.training import resources, run_folder
+from gan.networks import set_half_dtype
+from gan.tracking import Console, JsonlTracker, MlflowTracker, Trackers, jsonl
+from gan.training import resources, run_folder, state_files
+from gan.training.announce import announcement
 from gan.training.devices import prepare
-from gan.training.grid import SampleGrid
-from gan.training.outputs import Output, Outputs
-from gan.training.signals import StopRequest
-from gan.training.state import TrainingState, read_state, save_state
+from gan.training.fit import fitted
+from gan.training.health import Vitals, assess
+from gan.training.run_files import RunFiles
+from gan.training.signals import Signals
+from gan.training.state import TrainingState
+from gan.training.state_files import SavedState, StateFiles
 from gan.training.step import TrainStep
 
-STATE_SECONDS = 600  # the most training that a crash can cost
+
+class Outcome(enum.Enum):
+    """How `Trainer.run` ended; the value is the status of the run in MLflow."""
+
+    COMPLETE = "FINISHED"
+    STOPPED = "KILLED"
+    FAILED = "FAILED"
+    """training itself has failed: `Trainer.health` says how"""
 
 
 class Trainer:
-    """One run: `run` trains until it is complete or asked to stop.
+    """One run: `run` trains until it is complete, is asked to stop, or has failed.
 
     Args:
         config: what to train; already written to the run folder.
         run_dir: folder of the run.
         dataset: the images.
-        start: weights to start from, for a new run.
-        resume: continue from the training state in the run folder.
+        states: the training states in the run folder.
+        start: weights to start from, for a run that begins.
+        saved: the state to continue from.
+        continued: the run was started before, even if no state of it was saved.
+        notes: lines to say at the start.
     """
 
     def __init__(
@@ -47,73 +60,87 @@ class Trainer:
         config: TrainConfig,
         run_dir: Path,
         dataset: ImageDataset,
+        states: StateFiles,
+        *,
         start: models.Snapshot | None = None,
-        resume: bool = False,
+        saved: SavedState | None = None,
+        continued: bool = False,
+        notes: Sequence[str] = (),
     ) -> None:
-        self.config, self.run_dir, self.dataset = config, run_dir, dataset
+        self.run_dir, self.dataset = run_dir, dataset
+        self.console = Console(run_dir, config.total_kimg)
         self.device, self.half_dtype = prepare(config)
+        self.config = config = self._with_micro_batch(config)
         self.state = TrainingState(config, self.device)
         for network in (self.state.G, self.state.D, self.state.G_ema):
             set_half_dtype(network, self.half_dtype)
-        self._tracker_state: dict[str, Any] = {}
         if start is not None:
             models.transfer(start, self.state.G, self.state.D, self.state.G_ema)
-        if resume:
-            saved = read_state(run_dir / run_folder.STATE_FILE)
-            self.state.load_state_dict(saved["state"])
-            self._tracker_state = saved["tracker"]
-        self.resumed = resume
-        self.labels = LabelTable.of(dataset, self.device)
-        self.step = TrainStep(self.state, config, self.labels, self.print)
-        self.grid = SampleGrid.choose(dataset, config.network.z_dim, config.seed)
+        self._tracker_state: dict[str, Any] = {}
+        if saved is not None:
+            self.state.load_state_dict(saved.state)
+            self._tracker_state = saved.tracker
+        self._begun, self._continued, self._notes = saved is not None, continued, notes
+        labels = LabelTable.of(dataset, self.device)
+        self.step = TrainStep(self.state, config, labels, self.print, self._remember_micro_batch)
+        self.files = RunFiles(config, run_dir, dataset, labels, self.state, states, self.print)
         self.clock = _Clock(self.state.progress.seconds)
+        self.health = assess([], None)
+        self._vitals: list[Vitals] = []  # of all ticks
         self._state_saved_at = time.monotonic()
         self._data_wait = 0.0
 
-    def run(self) -> bool:
-        """Train. Returns whether the run is complete (False: it was asked to stop, and can be continued)."""
-        self.console = Console(self.run_dir, self.config.total_kimg)
-        self.trackers = Trackers([self.console], self.console.print)
-        self.outputs = Outputs(self.device, self.console.print)
-        status = "FAILED"
+    def run(self) -> Outcome:
+        """Train."""
+        outcome = Outcome.FAILED
         opened: BatchStream | None = None
         try:
             nimg = self.state.progress.nimg
-            opened = batches = batches_on(self.device, self.dataset, self.config, start=nimg, report=self._cache_says)
+            places = (self.device, self.dataset, self.config)
+            opened = batches = batches_on(*places, nimg, report=self._cache_says, notice=self._data_says)
             images, indices = next(batches)  # worker processes start before the thread of MLflow does
             self._open_trackers()
-            with StopRequest() as stop:
+            with Signals() as signals:
                 self._announce(batches.lines)
-                if not self.resumed:
+                if not self._begun:
                     self._add_first_sheets()
-                while not self.complete:
+                while True:
                     self.step(images, indices)
                     if self._tick_is_due():
                         self._end_tick()
-                    self.outputs.advance()
-                    if stop.requested and not self.complete:
-                        status = "KILLED"
-                        return self._stop_early()
-                    if not self.complete:
-                        images, indices = self._next(batches)
-                self.outputs.finish()
-            status = "FINISHED"
-            self.print(f"Done: {self.state.progress.nimg / 1000:g} kimg in {self.run_dir}")
-            return True
+                    self.files.outputs.advance()
+                    if self.complete or self._has_failed or signals.stop_requested:
+                        break
+                    self._save_if_due(signals.take_save_request())
+                    images, indices = self._next(batches)
+                outcome = self._end()
+            return outcome
         except KeyboardInterrupt:
-            status = "KILLED"
+            outcome = Outcome.STOPPED
             raise
         except Exception as error:
             with contextlib.suppress(Exception):  # what fell due before the error is worth having
-                self.outputs.finish()
+                self.files.outputs.finish()
             if isinstance(error, GanError):
                 self.console.log(f"error: {error}")
             raise
         finally:
             if opened is not None:
                 opened.close()
-            self.outputs.close()
-            self.trackers.close(status)
+            self.files.outputs.close()
+            self.files.trackers.close(outcome.value)
+
+    def settle(self) -> None:
+        """What is left to do for a run that was complete: the last files and MLflow may not have been."""
+        self._open_trackers()
+        try:
+            if not self.files.snapshot_path.exists():
+                self._save(self._add_snapshot())
+            self._finish_last_files()
+            self.print("There is nothing left to train; --kimg N makes the run longer")
+        finally:
+            self.files.outputs.close()
+            self.files.trackers.close(Outcome.COMPLETE.value)
 
     @property
     def complete(self) -> bool:
@@ -124,14 +151,46 @@ class Trainer:
         """To the screen and log.txt."""
         self.console.print(text)
 
+    def _with_micro_batch(self, config: TrainConfig) -> TrainConfig:
+        """The configuration with the micro-batch of `--batch-gpu auto` found, for good."""
+        config, line = fitted(config, self.device, self.half_dtype, self.dataset)
+        if line is not None:
+            self.print(f"Memory:    {line}")
+            run_folder.write_options(self.run_dir, config)
+        return config
+
+    def _remember_micro_batch(self, batch_gpu: int) -> None:
+        """Memory ran out: when the run continues, it begins with what fits."""
+        self.config = dataclasses.replace(self.config, batch_gpu=batch_gpu)
+        with contextlib.suppress(GanError):  # a full disk is no reason to stop now: it would be found out again
+            run_folder.write_options(self.run_dir, self.config)
+
+    @property
+    def _has_failed(self) -> bool:
+        return self.health.failed and self.config.on_divergence != "ignore"
+
+    @property
+    def _kimg(self) -> float:
+        return self.state.progress.nimg / 1000
+
     def _next(self, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
         begin = time.perf_counter()
-        batch = next(batches)
+        try:
+            batch = next(batches)
+        except GanError as error:  # a file that is gone or damaged is no reason to lose what was learned
+            self._save()
+            self.files.outputs.finish()
+            self.files.require(state_files.NEWEST)
+            raise GanError(
+                f"{error}; the run is saved at {self._kimg:g} kimg: mend the dataset, then "
+                f"python train.py --resume {self.run_dir}"
+            ) from error
         self._data_wait += time.perf_counter() - begin
         return batch
 
     def _open_trackers(self) -> None:
-        nimg = self.state.progress.nimg
+        progress = self.state.progress
+        stats = JsonlTracker(self.run_dir, progress.nimg, self._tracker_state.get("unwritten_ticks"))
         mlflow = MlflowTracker(
             self.run_dir.name,
             experiment=self.config.data.name,
@@ -139,44 +198,32 @@ class Trainer:
             params=dataclasses.asdict(self.config),
             tags=resources.versions(self.device),
             run_id=self._tracker_state.get("run_id"),
-            nimg=nimg,
+            nimg=progress.nimg,
+            continued=self._continued,
+            branch=progress.branch,
             report=self.console.print,
             wait_for_tick=True,
         )
-        self.trackers = Trackers([self.console, JsonlTracker(self.run_dir, nimg), mlflow], self.console.print)
+        self.files.trackers = Trackers([self.console, stats, mlflow], self.console.print)
+        self.files.remember(self._tracker_state)
+        self._vitals = [Vitals.of(record) for record in jsonl.read_records(self.run_dir / jsonl.FILE_NAME)]
 
     def _cache_says(self, line: str) -> None:
         self.print(f"Cache:     {line}")
 
+    def _data_says(self, line: str) -> None:
+        self.print(f"Data:      {line}")
+
     def _announce(self, cache_lines: list[str]) -> None:
-        """What runs, on what, and why: one line each."""
-        config, data, progress = self.config, self.config.data, self.state.progress
-        sizes = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (self.state.G, self.state.D)]
-        shown = f"{data.resolution}x{data.resolution}, {'grey' if data.channels == 1 else 'RGB'}"
-        classes = f", {data.label_dim} label values" if data.label_dim else ""
-        begin = f"continuing at {progress.nimg / 1000:g} kimg" if self.resumed else "starting"
-        self.print(f"Run:       {self.run_dir} ({begin}, {config.total_kimg} kimg in all)")
-        self.print(f"Data:      {data.path}: {len(self.dataset)} images, {shown}{classes}; decoded by {decoder()}")
-        for line in cache_lines:
-            self._cache_says(line)
-        self.print(f"Networks:  G {sizes[0]:.2f} M parameters, D {sizes[1]:.2f} M")
-        self.print(f"Batch:     {config.batch_size}, {config.batch_gpu} at a time")
-        self.print(f"Computing: {resources.computing(self.device, self.state.G, self.half_dtype)}")
-        if not resources.can_measure_memory():
-            self.print("Memory:    cpumem reads 0, because psutil is not installed")
-        if config.init_from and not self.resumed:
-            self.print(f"Weights:   from {config.init_from}")
-        self.print("Stop with Ctrl-C: the run is saved, and python train.py --resume goes on where it was")
+        for line in self._notes:
+            self.print(line)
+        about = (self.config, self.run_dir, self.dataset, self.state, self.half_dtype, cache_lines)
+        for line in announcement(*about, continuing=self._continued):
+            self.print(line)
 
     def _add_first_sheets(self) -> None:
-        path = self.run_dir / "reals.png"
-
-        def write() -> None:
-            self.grid.save_reals(self.dataset, path)
-            self.trackers.image("reals", path, 0)
-
-        self.outputs.add(Output("reals.png", "sheet", write))
-        self._add_fakes("fakes_init.png", copy.deepcopy(self.state.G_ema))
+        self.files.add_reals()
+        self.files.add_fakes("fakes_init.png", copy.deepcopy(self.state.G_ema), self.step.batch_gpu)
 
     def _tick_is_due(self) -> bool:
         progress = self.state.progress
@@ -185,22 +232,27 @@ class Trainer:
     def _end_tick(self) -> None:
         """Report, write what is due, and begin the next tick."""
         progress = self.state.progress
-        self.trackers.tick(progress.nimg, self._tick_record())
+        record = self._tick_record()
+        self._vitals.append(Vitals.of(record))
+        self.health = assess(self._vitals, self.config.augment.adaptive_p_max)
+        self.files.trackers.tick(progress.nimg, {**record, "health": self.health.word})
         maintenance = time.monotonic()
         snapshot_due = self.complete or progress.tick % self.config.snap == 0
-        networks = None
-        if snapshot_due:
-            self.outputs.make_room("snapshot")
-            networks = self.state.copy_networks()
-            kimg = progress.nimg // 1000
-            self._add_fakes(f"fakes{kimg:06d}.png", networks["G_ema"])
-            self._add_snapshot(self.run_dir / f"network-snapshot-{kimg:06d}.pkl", networks)
+        networks = self._add_snapshot() if snapshot_due else None
         progress.tick += 1
         progress.tick_nimg = progress.nimg
         progress.tick_start_seconds = self.clock.seconds
-        if snapshot_due or time.monotonic() - self._state_saved_at > STATE_SECONDS:
-            self._add_state(networks)
+        if snapshot_due:
+            self._save(networks)
         progress.maintenance_seconds = time.monotonic() - maintenance
+
+    def _add_snapshot(self) -> dict[str, Any]:
+        """Snapshot and sheet; returns the copies of the networks that are in them."""
+        self.files.outputs.make_room("snapshot")
+        networks = self.state.copy_networks()
+        self.files.add_fakes(f"fakes{self.state.progress.nimg // 1000:06d}.png", networks["G_ema"], self.step.batch_gpu)
+        self.files.add_snapshot(networks)
+        return networks
 
     def _tick_record(self) -> dict[str, Any]:
         """One line of stats.jsonl."""
@@ -227,47 +279,36 @@ class Trainer:
         record.update({name: {"num": 1, "mean": value, "std": 0.0} for name, value in scalars.items()})
         return {**record, "timestamp": time.time()}
 
-    def _add_fakes(self, name: str, G: Generator) -> None:
-        """The sheet of what G, which nobody else changes, generates."""
-        path, nimg = self.run_dir / name, self.state.progress.nimg
-        labels = self.labels.take(torch.from_numpy(self.grid.indices).to(self.device))
-        sheet = self.grid.fakes(G, labels, self.config.batch_gpu)
+    def _save_if_due(self, asked: bool) -> None:
+        """Every so many minutes, wherever the tick is; not while a slow disk still takes the one before."""
+        due = time.monotonic() > self._state_saved_at + self.config.save_every * 60
+        if asked or (due and not self.files.outputs.has("state")):
+            self._save(said=asked)
 
-        def write() -> None:
-            sheet.write(path)
-            self.trackers.image("fakes", path, nimg)
-
-        self.outputs.add(Output(name, "sheet", write, sheet.portions))
-
-    def _add_snapshot(self, path: Path, networks: dict[str, Any]) -> None:
-        data = self.config.data
-        kwargs = {
-            "path": data.path,
-            "use_labels": data.cond,
-            "max_size": data.subset,
-            "xflip": data.mirror,
-            "resolution": data.resolution,
-        }
-        write = functools.partial(models.save, path, **networks, training_set_kwargs=kwargs)
-        self.outputs.add(Output(path.name, "snapshot", write))
-
-    def _add_state(self, networks: dict[str, Any] | None = None) -> None:
+    def _save(self, networks: dict[str, Any] | None = None, said: bool = False) -> None:
         """The training state of this moment; `networks`: copies that were made of them already."""
-        self.outputs.make_room("state")
         self.state.progress.seconds = self.clock.seconds
-        known = {name: value for name, value in self.trackers.state().items() if value is not None}
-        self._tracker_state.update(known)
-        path, tracker = self.run_dir / run_folder.STATE_FILE, dict(self._tracker_state)
-        write = functools.partial(save_state, path, self.state.copy(networks), tracker)
-        self.outputs.add(Output(path.name, "state", write))
+        self.files.add_state(self.health.healthy, networks, said)
         self._state_saved_at = time.monotonic()
 
-    def _stop_early(self) -> bool:
-        self._add_state()
-        self.outputs.finish()
-        kimg = self.state.progress.nimg / 1000
-        self.print(f"Stopped at {kimg:g} kimg, saved; go on with: python train.py --resume {self.run_dir}")
-        return False
+    def _end(self) -> Outcome:
+        """Finish the files of a run that is complete, has failed, or was asked to stop."""
+        if self.complete:
+            self._finish_last_files()
+            return Outcome.COMPLETE
+        if self._has_failed:
+            self.files.outputs.finish()
+            return Outcome.FAILED
+        self._save()
+        self.files.outputs.finish()
+        self.files.require(state_files.NEWEST)
+        self.print(f"Stopped at {self._kimg:g} kimg, saved; go on with: python train.py --resume {self.run_dir}")
+        return Outcome.STOPPED
+
+    def _finish_last_files(self) -> None:
+        self.files.outputs.finish()
+        self.files.require(self.files.snapshot_path.name, state_files.NEWEST)
+        self.print(f"Done: {self._kimg:g} kimg in {self.run_dir}")
 
 
 def batches_on(
@@ -276,6 +317,7 @@ def batches_on(
     config: TrainConfig,
     start: int,
     report: Callable[[str], None] = print,
+    notice: Callable[[str], None] = print,
 ) -> BatchStream:
     """Endless batches (images, indices) on the device, from the `start`-th image of the run on."""
     workers = config.workers
@@ -291,6 +333,7 @@ def batches_on(
         cache=config.cache,
         cache_dir=config.cache_dir,
         report=report,
+        notice=notice,
     )
 
 

@@ -15,7 +15,8 @@ from gan.config import DataInfo, TrainOptions, resolve
 
 SURFACE = """
 --data --outdir --gpus --cfg --demo --cond --mirror --subset --gamma --kimg --batch --batch-gpu --aug --p --target
---augpipe --p-max --resume --freezed --snap --tick --seed --fp32 --workers --cache --cache-dir --desc --glr --dlr
+--augpipe --p-max --resume --at --freezed --snap --keep --keep-every --save-every --keep-states --on-divergence --tick
+--seed --fp32 --workers --cache --cache-dir --desc --glr --dlr
 --cbase --cmax --map-depth --mbstd-group --device --precision --tf32 --cuda-graphs --dry-run --json --help
 """
 
@@ -45,17 +46,20 @@ def test_a_tiny_run_writes_exactly_these_files(tiny_dataset: Path, outdir: Path)
         "fakes000001.png",
         "fakes_init.png",
         "log.txt",
+        "mlflow-run.json",
         "network-snapshot-000000.pkl",
         "network-snapshot-000001.pkl",
         "reals.png",
+        "run.lock",
         "stats.jsonl",
+        "training-state-000000.125.pt",
         "training-state.pt",
         "training_options.json",
     ]
     log = (run_dir / "log.txt").read_text()
     line = re.compile(
         r"^tick \d+ +kimg [\d.]+ +time [\dsmhd ]+ sec/tick [\d.]+ sec/kimg [\d.]+ maintenance [\d.]+ "
-        r"cpumem [\d.]+ gpumem [\d.]+ augment [\d.]+( eta [\dsmhd ]+)?$",
+        r"cpumem [\d.]+ gpumem [\d.]+ augment [\d.]+( eta [\dsmhd ]+)?( health .+)?$",
         re.MULTILINE,
     )
     assert len(line.findall(log)) == 3
@@ -108,6 +112,16 @@ def test_dry_run_creates_nothing_and_prints_the_plan(tiny_dataset: Path, outdir:
     assert "GB a process (estimated)" in result.output
     assert "on this machine it would not start: --gpus 8" in result.output
     assert sorted(p.name for p in outdir.iterdir()) == before
+
+
+def test_batch_gpu_auto_is_planned_and_other_words_are_refused(tiny_dataset: Path, outdir: Path) -> None:
+    result = run("--data", tiny_dataset, "--batch", 24, "--batch-gpu", "auto", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert '"fit_batch_gpu": true' in result.output
+    assert "24 on 1 process, as many at a time as fit, at most 24" in result.output
+    result = run("--data", tiny_dataset, "--batch-gpu", "most", "--dry-run")
+    assert result.exit_code == 2
+    assert problems(result) == ["--batch-gpu most: is neither a whole number nor auto"]
 
 
 def test_dry_run_json_is_one_object_with_the_reference_s_keys(tiny_dataset: Path) -> None:
@@ -211,8 +225,8 @@ def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
 def test_a_finished_run_can_be_made_longer_but_not_another_run(tiny_dataset: Path, outdir: Path) -> None:
     assert run("--data", tiny_dataset, *TINY).exit_code == 0
     result = run("--resume")
-    assert result.exit_code == 1
-    assert "the run is complete (1 kimg); --kimg N makes it longer" in result.output
+    assert result.exit_code == 0
+    assert "There is nothing left to train; --kimg N makes the run longer" in result.output
     result = run("--resume", "--gamma", 3, "--mirror")
     assert result.exit_code == 2
     assert [line.split()[0] for line in problems(result)] == ["--mirror", "--gamma"]

@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import itertools
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -102,9 +101,8 @@ def test_batches_are_the_same_in_every_mode(data: Path, view: dict[str, Any], st
         opened = dataset()
         stream = BatchStream(opened, BATCH, 0, start, workers=workers, cache=mode, report=lambda line: None)
         assert same(batches(stream, 6 * EPOCH), expected), (mode, workers)
-        assert bool(multiprocessing.active_children()) == (mode == "off" and workers > 0)
+        assert len(stream.worker_pids) == (workers if mode == "off" else 0)
         stream.close()
-        assert not multiprocessing.active_children()
         assert np.array_equal(opened.images(np.arange(len(opened))), everything)
     assert len(caches_in(data.parent)) == 1
 
@@ -377,20 +375,19 @@ def test_a_damaged_image_is_named_and_nothing_stays(data: Path, workers: int) ->
     with pytest.raises(GanError, match=r"bad\.zip: 00000/img00000003\.png is damaged"):
         batches(stream)
     assert caches_in(data.parent) == []
-    assert not multiprocessing.active_children()
     assert not [t for t in threading.enumerate() if t.name.startswith("data")]
     with pytest.raises(StopIteration):
         next(stream)
 
 
 def test_the_next_batch_is_ready_before_it_is_asked_for(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = loader._Decoder.__getitem__
+    real = loader._Decoder.decoded
 
     def slow(self: Any, request: Any) -> Any:
         time.sleep(0.2)
         return real(self, request)
 
-    monkeypatch.setattr(loader._Decoder, "__getitem__", slow)
+    monkeypatch.setattr(loader._Decoder, "decoded", slow)
     stream = BatchStream(ImageDataset(data), BATCH, 0)
     next(stream)
     time.sleep(0.3)

@@ -28,6 +28,11 @@ def test_status_line():
     assert format_tick(entries(), total_kimg=1920.0) == LINE + " eta 3h 12m"
 
 
+def test_status_line_ends_with_the_health():
+    words = "augment at its bound for 120 kimg: the data set may be too small"
+    assert format_tick({**entries(), "health": words}, total_kimg=1920.0) == f"{LINE} eta 3h 12m health {words}"
+
+
 def test_status_line_without_gpu_speed_or_finite_numbers():
     record = entries(**{"Timing/sec_per_kimg": None, "Progress/augment": float("nan")})
     del record["Resources/peak_gpu_mem_gb"]

@@ -1,3 +1,6 @@
+import errno
+import gc
+import json
 import math
 import os
 import socket
@@ -11,7 +14,7 @@ import pytest
 from PIL import Image
 
 from gan.tracking import JsonlTracker, MlflowTracker, mlflow_import, mlflow_tracker
-from gan.tracking.mlflow_run import MAX_PARAM_LENGTH, flat_params, tick_of
+from gan.tracking.mlflow_run import MAX_PARAM_LENGTH, MlflowRun, flat_params, tick_of
 
 NAME = "00000-test"
 
@@ -96,7 +99,8 @@ def test_continued_by_id(start, store, outdir, record):
     first.close("KILLED")
     run_id = first.state()["run_id"]
 
-    second = start(run_id=run_id, nimg=4000, params={"batch": 64})  # the last state was saved at 4000
+    # The last state was saved at 4000.
+    second = start(run_id=run_id, nimg=4000, continued=True, params={"batch": 64, "gamma": 1})
     assert second.state() == {"run_id": run_id}
     for nimg in (8000, 12000):
         second.tick(nimg, record(nimg, **{"Loss/G/loss": 0.75}))
@@ -105,7 +109,7 @@ def test_continued_by_id(start, store, outdir, record):
     assert store.get_run(run_id).info.status == "RUNNING"
     second.close("FINISHED")
     assert steps(store, run_id) == [0, 4000, 8000, 12000]
-    assert store.get_run(run_id).data.params["batch"] == "32"
+    assert store.get_run(run_id).data.params == {"batch": "32", "data.mirror": "True", "gamma": "1"}
     assert store.get_run(run_id).info.status == "FINISHED"
     assert len(store.list_artifacts(run_id, "images")) == 2  # one preview and MLflow's own thumbnail
 
@@ -117,7 +121,7 @@ def test_continued_without_id_finds_the_run_of_its_folder(start, store, record):
     other = start(run_name="00001-test")
     other.tick(4000, record(4000))
     other.close("KILLED")
-    again = start(nimg=4000)
+    again = start(nimg=4000, continued=True)
     again.tick(8000, record(8000))
     again.close("FINISHED")
     assert again.state() == first.state() != other.state()
@@ -132,15 +136,158 @@ def test_a_new_run_in_the_folder_of_a_deleted_one_is_a_new_run(start):
     assert first.state() != second.state()
 
 
+def test_a_request_that_arrived_twice_without_an_answer_leaves_one_run(start, store, monkeypatch):
+    create = MlflowRun._create_run
+    made = []
+
+    def twice(run):
+        if made:
+            raise AssertionError("made again")
+        made.extend([create(run), create(run)])
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(MlflowRun, "_create_run", twice)
+    lines = []
+    tracker = start(report=lines.append)
+    wait_until(lambda: any("is back" in line for line in lines))
+    tracker.close("FINISHED")
+    (run,) = store.search_runs([made[0].info.experiment_id])
+    assert run.info.run_id == tracker.state()["run_id"]
+    assert run.data.params == {"batch": "32", "data.mirror": "True"}
+
+
 def test_what_the_store_never_got_is_sent_from_stats_jsonl(start, store, outdir, record):
     stats = JsonlTracker(outdir / NAME)
     for nimg in (0, 4000, 8000, 12000):
         stats.tick(nimg, record(nimg))
-    tracker = start(run_id="0" * 32, nimg=8000)  # recorded in a store that is gone
+    tracker = start(run_id="0" * 32, nimg=8000, continued=True)  # recorded in a store that is gone
     tracker.tick(12000, record(12000))
     tracker.close("FINISHED")
     assert tracker.state()["run_id"] != "0" * 32
     assert steps(store, tracker.state()["run_id"]) == [0, 4000, 8000, 12000]
+
+
+def test_a_hole_is_filled(start, store, outdir, record):
+    stats = JsonlTracker(outdir / NAME)
+    first = start()
+    for nimg in (0, 4000, 8000, 12000):
+        stats.tick(nimg, record(nimg))
+        if nimg != 4000:
+            first.tick(nimg, record(nimg))
+    first.close("KILLED")
+    second = start(nimg=12000, continued=True)
+    second.tick(16000, record(16000))
+    second.close("FINISHED")
+    assert second.state() == first.state()
+    assert steps(store, first.state()["run_id"]) == [0, 4000, 8000, 12000, 16000]
+
+
+def test_a_run_killed_before_its_first_state_keeps_its_mlflow_run(start, store, outdir, record):
+    first = start()
+    first.tick(4000, record(4000))
+    first.close("KILLED")
+    second = start(continued=True)
+    for nimg in (4000, 8000):
+        second.tick(nimg, record(nimg, **{"Timing/total_sec": nimg}))
+    second.close("FINISHED")
+    assert second.state() == first.state()
+    assert steps(store, first.state()["run_id"]) == [4000, 8000]
+
+
+def draw(path):
+    Image.new("L", (8, 8)).save(path)
+    return path
+
+
+def grids(store, run_id):
+    return sorted(file.path for file in store.list_artifacts(run_id, "grids"))
+
+
+def preview_steps(store, run_id):
+    paths = [file.path for file in store.list_artifacts(run_id, "images") if file.path.endswith(".png")]
+    return sorted(tuple(path.removeprefix("images/").split("+")[0:3:2]) for path in paths)
+
+
+def test_pictures_that_the_store_never_got_are_sent_from_the_folder(start, store, outdir, record):
+    stats = JsonlTracker(outdir / NAME)
+    first = start()
+    for nimg in (125, 4100):
+        stats.tick(nimg, record(nimg))
+        first.tick(nimg, record(nimg))
+    paths = [draw(outdir / NAME / f"{name}.png") for name in ("reals", "fakes_init", "fakes000000", "fakes000004")]
+    draw(outdir / NAME / "fakes000008.png")  # made after the state from which the run continues
+    first.image("reals", paths[0], 0)
+    first.image("fakes", paths[2], 125)
+    first.close("KILLED")
+    second = start(nimg=4100, continued=True)
+    second.close("FINISHED")
+    run_id = second.state()["run_id"]
+    assert run_id == first.state()["run_id"]
+    assert grids(store, run_id) == sorted(f"grids/{path.name}" for path in paths)
+    assert preview_steps(store, run_id) == [("fakes", "0"), ("fakes", "125"), ("fakes", "4100"), ("reals", "0")]
+
+
+def test_preview_that_arrived_without_its_picture_is_not_sent_again(start, store, outdir):
+    picture = draw(outdir / NAME / "fakes_init.png")
+    first = start()
+    first.close("KILLED")
+    run_id = first.state()["run_id"]
+    with Image.open(picture) as image:
+        store.log_image(run_id, image, key="fakes", step=0)
+    second = start(continued=True)
+    second.close("FINISHED")
+    assert grids(store, run_id) == ["grids/fakes_init.png"]
+    assert preview_steps(store, run_id) == [("fakes", "0")]
+
+
+def test_a_branch_is_a_run_of_its_own_with_the_whole_history(start, store, outdir, record):
+    stats = JsonlTracker(outdir / NAME)
+    first = start()
+    for nimg in (0, 4000, 8000):
+        stats.tick(nimg, record(nimg))
+        first.tick(nimg, record(nimg))
+    draw(outdir / NAME / "fakes000000.png")
+    first.close("KILLED")
+    first_id = first.state()["run_id"]
+
+    JsonlTracker(outdir / NAME, nimg=4000)
+    second = start(run_id=first_id, nimg=4000, continued=True, branch=1)
+    second.tick(8000, record(8000, **{"Loss/G/loss": 0.75}))
+    second.close("KILLED")
+    run_id = second.state()["run_id"]
+    assert run_id != first_id
+    run, first_run = store.get_run(run_id), store.get_run(first_id)
+    assert (run.info.run_name, first_run.info.run_name) == (f"{NAME} (branch 1)", NAME)
+    assert (run.data.tags["gan.branch"], first_run.data.tags["gan.branch"]) == ("1", "0")
+    assert first_run.data.tags["gan.run_dir"] == str(outdir / NAME)
+    assert steps(store, run_id) == steps(store, first_id) == [0, 4000, 8000]
+    assert (run.data.metrics["Loss/G/loss"], first_run.data.metrics["Loss/G/loss"]) == (0.75, 0.5)
+    assert grids(store, run_id) == ["grids/fakes000000.png"]
+
+    (outdir / NAME / "mlflow-run.json").unlink()
+    for settings in ({"run_id": run_id}, {"run_id": first_id}, {}):  # a state may still name the older run
+        again = start(nimg=8000, continued=True, branch=1, **settings)
+        again.close("KILLED")
+        assert again.state() == {"run_id": run_id}
+    assert len(store.search_runs([run.info.experiment_id])) == 2
+
+
+def test_note_in_the_run_folder(start, outdir, monkeypatch):
+    tracker = start()
+    tracker.close("FINISHED")
+    note = {"run_id": tracker.state()["run_id"], "tracking_uri": f"sqlite:///{outdir / 'mlflow.db'}", "branch": 0}
+    assert json.loads((outdir / NAME / "mlflow-run.json").read_text()) == note
+    (outdir / NAME).rename(outdir / "00000-moved")  # its tag in the store names the old folder
+    again = start(run_name="00000-moved", continued=True)
+    again.close("FINISHED")
+    assert again.state() == tracker.state()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{closed_port()}")
+    elsewhere = start(run_name="00000-moved", continued=True, branch=1)
+    wait_until(lambda: json.loads((outdir / "00000-moved/mlflow-run.json").read_text())["branch"] == 1)
+    elsewhere.close("KILLED")
+    text = (outdir / "00000-moved/mlflow-run.json").read_text()
+    assert json.loads(text)["run_id"] is None
+    assert "secret" not in text
 
 
 def test_picture_that_is_refused_is_named_once_and_ticks_go_on(start, store, outdir, record, monkeypatch):
@@ -153,8 +300,9 @@ def test_picture_that_is_refused_is_named_once_and_ticks_go_on(start, store, out
     tracker.close("FINISHED")
     assert steps(store, tracker.state()["run_id"]) == [0, 4000]
     refused = [line for line in lines if "does not take the picture" in line]
-    assert len(refused) == len(lines) - 1 == 1
+    assert len(refused) == len(lines) - 2 == 1
     assert "missing0.png (No such file or directory)" in refused[0]
+    assert "did not get 2 pictures; to send what is missing: python -m gan mlflow-sync" in lines[-1]
 
 
 def closed_port():
@@ -163,7 +311,7 @@ def closed_port():
         return listener.getsockname()[1]
 
 
-def test_server_that_does_not_answer(start, record, monkeypatch, capfd):
+def test_server_that_does_not_answer(start, outdir, record, monkeypatch, capfd):
     pytest.importorskip("mlflow")
     port = closed_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
@@ -182,8 +330,8 @@ def test_server_that_does_not_answer(start, record, monkeypatch, capfd):
     assert lines == [
         f"MLflow at http://127.0.0.1:{port} does not answer (Connection refused); "
         "training goes on, ticks are kept and sent when it is back",
-        f"Warning: MLflow at http://127.0.0.1:{port} did not get 10 ticks (kimg 0.0 to 36.0); "
-        "stats.jsonl holds them, and continuing the run sends them",
+        f"Warning: MLflow at http://127.0.0.1:{port} did not get 10 ticks (kimg 0.0 to 36.0); to send what is "
+        f"missing: python -m gan mlflow-sync {outdir / NAME}",
     ]
     assert capfd.readouterr() == ("", "")
 
@@ -195,7 +343,7 @@ class FlakyRun:
     image_error = None
 
     def __init__(self, spec):
-        self.run_id, self.experiment_id, self.newest_nimg, self.is_open = "r", "1", -1, False
+        self.run_id, self.experiment_id, self.held, self.is_open = "r", "1", set(), False
         self.received, self.images, self.status = [], [], None
 
     def check(self):
@@ -209,11 +357,14 @@ class FlakyRun:
     def log_ticks(self, ticks):
         self.check()
         self.received += [tick.nimg for tick in ticks[:3]]
-        self.newest_nimg = self.received[-1]
+        self.held.update(self.received)
 
     def log_image(self, name, path, nimg):
         self.check()
+        if self.image_error is not None:
+            raise self.image_error
         self.images.append(nimg)
+        return True
 
     def terminate(self, status):
         self.status = status
@@ -254,6 +405,22 @@ def test_ticks_of_an_outage_arrive_later_in_order_and_once(flaky, record, tmp_pa
     ]
 
 
+def test_pictures_that_were_refused_are_tried_again_when_one_is_taken(flaky, record, tmp_path):
+    tracker, lines, run = flaky
+    run.image_error = OSError(errno.ENOSPC, "No space left on device")
+    for nimg in (4000, 8000):
+        tracker.image("fakes", tmp_path / f"fakes{nimg}.png", nimg)
+    wait_until(lambda: len(tracker._refused) == 2)
+    tracker.tick(8000, record(8000))
+    wait_until(lambda: run.received == [8000])
+    run.image_error = None
+    tracker.image("fakes", tmp_path / "fakes12000.png", 12000)
+    wait_until(lambda: run.images == [12000, 4000, 8000])
+    tracker.close("FINISHED")
+    assert len(lines) == 1
+    assert "does not take the picture" in lines[0]
+
+
 def test_more_ticks_than_are_kept_are_read_from_stats_jsonl(flaky, record, tmp_path, monkeypatch):
     monkeypatch.setattr(mlflow_tracker, "MAX_WAITING_TICKS", 4)
     tracker, _, run = flaky
@@ -278,14 +445,14 @@ def test_close_gives_up_on_a_store_that_hangs(flaky, record, monkeypatch):
     tracker.close("FINISHED")
     assert time.perf_counter() - began < 2
     assert "did not get 1 ticks (kimg 4.0 to 4.0)" in lines[0]
-    run.newest_nimg = 4000
+    run.held.add(4000)
     released.set()
 
 
 @pytest.mark.usefixtures("no_mlflow")
 def test_without_mlflow_one_line_says_so(tmp_path, record):
     lines = []
-    tracker = MlflowTracker(NAME, "gan", tmp_path, {}, {}, run_id="abc", nimg=4000, report=lines.append)
+    tracker = MlflowTracker(NAME, "gan", tmp_path, {}, {}, run_id="abc", nimg=4000, continued=True, report=lines.append)
     tracker.tick(8000, record(8000))
     wait_until(lambda: lines)
     tracker.tick(12000, record(12000))
@@ -331,6 +498,20 @@ def test_fork_waits_for_the_import():
     assert time.perf_counter() - began > 0.2
     assert os.waitpid(child, 0)[1] == 0
     thread.join()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_import_leaves_the_collector_as_it_was(enabled, monkeypatch):
+    pytest.importorskip("mlflow")
+    seen = []
+    monkeypatch.setattr(mlflow_import.importlib, "import_module", lambda name: seen.append(gc.isenabled()))
+    try:
+        (gc.enable if enabled else gc.disable)()
+        mlflow_import.import_mlflow()
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
+    assert set(seen) == {False}
 
 
 def test_tick_of_leaves_out_what_is_no_number():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import subprocess
@@ -23,10 +24,10 @@ from gan.config import DataInfo, TrainOptions, resolve
 from gan.errors import GanError
 from gan.latent.sampling import tile
 from gan.training import outputs as outputs_module
-from gan.training import run_folder
 from gan.training.grid import SampleGrid
 from gan.training.outputs import Output, Outputs
-from gan.training.state import TrainingState, read_state
+from gan.training.state import TrainingState
+from gan.training.state_files import NEWEST, StateFiles, read_state
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +39,7 @@ def lines() -> list[str]:
 
 @pytest.fixture
 def outputs(lines: list[str]) -> Iterator[Outputs]:
-    made = Outputs(torch.device("cpu"), lines.append)
+    made = Outputs(torch.device("cpu"), lines.append, lambda output, error: lines.append(f"{output.name}: {error}"))
     yield made
     made.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "outputs"]
@@ -63,15 +64,36 @@ def test_an_error_is_raised_in_training_and_nothing_after_it_is_written(outputs:
     done: list[str] = []
 
     def fail() -> None:
-        raise GanError("net.pkl: no space left on the device")
+        raise RuntimeError("a bug")
 
     outputs.add(Output("net.pkl", "snapshot", fail))
     outputs.add(Output("state.pt", "state", lambda: done.append("state")))
-    with pytest.raises(GanError, match="no space left"):
+    with pytest.raises(RuntimeError, match="a bug"):
         outputs.finish()
-    with pytest.raises(GanError, match="no space left"):
+    with pytest.raises(RuntimeError, match="a bug"):
         outputs.advance()
     assert done == []
+
+
+def test_a_file_that_cannot_be_written_is_left_out_until_it_can(outputs: Outputs, lines: list[str]) -> None:
+    done: list[str] = []
+    full = [True]
+
+    def write() -> None:
+        if full:
+            raise GanError("no space left")
+        done.append("net")
+
+    outputs.add(Output("net.pkl", "snapshot", write))
+    outputs.add(Output("state.pt", "state", lambda: done.append("state")))
+    outputs.finish()
+    assert (done, lines) == (["state"], ["net.pkl: no space left"])
+    assert list(outputs.missing) == ["net.pkl"]
+    full.clear()
+    outputs.add(Output("net.pkl", "snapshot", write))
+    outputs.finish()
+    assert done == ["state", "net"]
+    assert outputs.missing == {}
 
 
 def test_what_was_written_is_not_kept_in_memory(outputs: Outputs) -> None:
@@ -172,8 +194,9 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
     assert in_another_process(KILL, *arguments).returncode == -9
     whole, killed = sorted((tmp_path / "training-runs").glob("0*"))
 
-    nimg = read_state(killed / run_folder.STATE_FILE)["state"]["progress"]["nimg"]
-    assert 0 < nimg < 1000
+    newest = StateFiles(killed).load_newest(print)
+    assert newest is not None
+    assert 0 < newest.nimg < 1000
     for path in killed.iterdir():  # everything before the second state is there, and no final name holds half a file
         if path.suffix == ".png":
             assert path.read_bytes() == (whole / path.name).read_bytes()
@@ -183,15 +206,15 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
     assert {"reals.png", "fakes_init.png", "fakes000000.png", "network-snapshot-000000.pkl"} <= names
 
     assert CliRunner().invoke(train, ["--resume", str(killed)]).exit_code == 0
-    assert {p.name for p in killed.iterdir() if p.suffix != ".tmp"} == {p.name for p in whole.iterdir()}
+    assert {p.name for p in killed.iterdir()} == {p.name for p in whole.iterdir()}
     for picture in whole.glob("*.png"):
         assert (killed / picture.name).read_bytes() == picture.read_bytes(), picture.name
-    one, other = (read_state(run / run_folder.STATE_FILE)["state"]["G_opt"]["state"] for run in (whole, killed))
+    one, other = (read_state(run / NEWEST).state["G_opt"]["state"] for run in (whole, killed))
     assert all(torch.equal(one[i][key], other[i][key]) for i in one for key in one[i])
     assert not [thread for thread in threading.enumerate() if thread.name == "outputs"]
 
 
-def test_a_snapshot_that_cannot_be_written_ends_the_run_without_a_state(
+def test_a_snapshot_that_cannot_be_written_stops_nothing_and_no_success_is_claimed(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -200,13 +223,38 @@ def test_a_snapshot_that_cannot_be_written_ends_the_run_without_a_state(
     def full(path: Path, **content: object) -> None:
         raise GanError(f"{path}: no space left on the device")
 
-    monkeypatch.setattr(models, "save", full)
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "save", full)
+        result = CliRunner().invoke(train, ["--data", str(tiny_dataset), *RUN])
+    (run_dir,) = (tmp_path / "training-runs").glob("0*")
+    assert result.exit_code == 1
+    assert f"network-snapshot-000000.pkl WAS NOT WRITTEN: {Path(*run_dir.parts[-2:])}" in result.output
+    assert "error: training-runs/00000-" in result.output
+    assert "the run is saved at 1 kimg: python train.py --resume" in result.output
+    assert (run_dir / "fakes000001.png").exists()
+    assert not list(run_dir.glob("*.pkl"))
+
+    result = CliRunner().invoke(train, ["--resume"])
+    assert result.exit_code == 0
+    assert "Done: 1 kimg" in result.output
+    assert [path.name for path in run_dir.glob("*.pkl")] == ["network-snapshot-000001.pkl"]
+    models.load(run_dir / "network-snapshot-000001.pkl")
+
+
+def test_a_run_whose_first_state_cannot_be_written_ends_at_once(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+
+    def full(self: StateFiles, saved: object) -> None:
+        raise GanError("training-state.pt: no space left on the device")
+
+    monkeypatch.setattr(StateFiles, "save", full)
     result = CliRunner().invoke(train, ["--data", str(tiny_dataset), *RUN])
     assert result.exit_code == 1
-    assert "network-snapshot-000000.pkl: no space left on the device" in result.output
-    (run_dir,) = (tmp_path / "training-runs").glob("0*")
-    assert (run_dir / "fakes000000.png").exists()
-    assert not (run_dir / run_folder.STATE_FILE).exists()
+    assert "error: training-state.pt: no space left" in result.output
+    assert "tick 4" not in result.output
 
 
 # What is loaded when the first tick ends.
@@ -234,7 +282,7 @@ def test_nothing_heavy_is_imported_before_the_first_tick(
 
 
 def test_the_thread_ends_when_everything_is_written_and_begins_again_for_more() -> None:
-    outputs = Outputs(torch.device("cpu"), lambda line: None)
+    outputs = Outputs(torch.device("cpu"), lambda line: None, lambda output, error: None)
     written: list[str] = []
     for name in ("a", "b"):
         outputs.add(Output(name, "sheet", functools.partial(written.append, name)))
@@ -244,3 +292,27 @@ def test_the_thread_ends_when_everything_is_written_and_begins_again_for_more() 
         assert not outputs._thread.is_alive()
     outputs.close()
     assert written == ["a", "b"]
+
+
+def test_a_sheet_for_which_memory_is_short_is_made_of_smaller_parts(tmp_path: Path) -> None:
+    state = tiny_state()
+    z = torch.randn(10, state.G.z_dim)
+    grid, labels = SampleGrid(5, 2, np.arange(10), z), torch.zeros(10, 0)
+    whole = grid.fakes(copy.deepcopy(state.G_ema), labels, 5)
+    short = grid.fakes(copy.deepcopy(state.G_ema), labels, 5)
+    sizes: list[int] = []
+
+    def no_room(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(arguments[0]))
+        if len(arguments[0]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert short._G is not None
+    short._G.synthesis.register_forward_pre_hook(no_room)
+    for sheet, name in ((whole, "whole.png"), (short, "short.png")):
+        for portion in sheet.portions:
+            portion()
+        sheet.write(tmp_path / name)
+    assert sizes == [10, 5, 3, 2, 5, 3, 2]
+    one, other = (np.asarray(PIL.Image.open(tmp_path / name)).astype(int) for name in ("whole.png", "short.png"))
+    assert np.abs(one - other).max() <= 1

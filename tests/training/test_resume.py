@@ -14,10 +14,9 @@ from tiny import TINY
 from gan import models
 from gan.cli.train import train
 from gan.config import DataInfo, TrainOptions, resolve
-from gan.errors import GanError
 from gan.training import run_folder, trainer
-from gan.training import state as state_module
-from gan.training.state import TrainingState, read_state, save_state
+from gan.training.state import TrainingState
+from gan.training.state_files import NEWEST, SavedState, StateFiles, read_state
 
 
 def run_train(*arguments: object) -> str:
@@ -76,7 +75,7 @@ def test_eight_steps_equal_some_and_resuming_for_the_rest_bit_for_bit(
         one, other = models.load(path), models.load(parts / path.name)
         for network in ("G", "D", "G_ema"):
             assert digest(getattr(one, network)) == digest(getattr(other, network)), f"{path.name} {network}"
-    states = [read_state(run / run_folder.STATE_FILE)["state"] for run in (whole, parts)]
+    states = [read_state(run / NEWEST).state for run in (whole, parts)]
     for a, b in zip(*(state["G_opt"]["state"].values() for state in states), strict=True):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
@@ -116,17 +115,6 @@ def test_starting_from_a_snapshot_is_a_new_run_with_its_weights(tiny_dataset: Pa
     assert config.optim.ema_rampup is None
 
 
-def test_a_state_of_another_kind_of_file_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "training-state.pt"
-    for content in (b"", b"not a state", b"PK\x03\x04 torn"):
-        path.write_bytes(content)
-        with pytest.raises(GanError, match=r"training-state\.pt: damaged or not a training state"):
-            read_state(path)
-    torch.save({"format": 99}, path)
-    with pytest.raises(GanError, match="not a training state that this version"):
-        read_state(path)
-
-
 def test_everything_in_the_state_comes_back(tmp_path: Path) -> None:
     options = TrainOptions(data="x", cbase=64, cmax=8, map_depth=1, batch=8)
     config = resolve(options, DataInfo("x", "x", 10, 16, 3))
@@ -137,34 +125,14 @@ def test_everything_in_the_state_comes_back(tmp_path: Path) -> None:
     state.ada_signs.copy_(torch.tensor([3.0, 4.0]))
     state.stats.report("a", torch.tensor([1.0, 2.0]))
     state.progress.nimg, state.progress.tick = 88, 3
-    save_state(tmp_path / "s.pt", state.state_dict(), {"run_id": "abc"})
+    StateFiles(tmp_path).save(SavedState(state.state_dict(), {"run_id": "abc"}))
     other = TrainingState(dataclasses.replace(config, seed=5), torch.device("cpu"))
-    content = read_state(tmp_path / "s.pt")
-    other.load_state_dict(content["state"])
-    assert content["tracker"] == {"run_id": "abc"}
+    content = read_state(tmp_path / NEWEST)
+    other.load_state_dict(content.state)
+    assert content.tracker == {"run_id": "abc"}
     assert other.progress == state.progress
     assert float(other.p) == pytest.approx(0.3)
     assert float(other.pl_mean) == 1.5
     assert other.ada_signs.tolist() == [3, 4]
     assert other.stats.flush() == {"a": {"num": 2, "mean": 1.5, "std": 0.5}}
     assert all(torch.equal(p, q) for p, q in zip(other.G.parameters(), state.G.parameters(), strict=True))
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
-def test_a_full_disk_is_said_in_one_line_and_keeps_the_old_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = resolve(TrainOptions(data="x", cbase=64, cmax=8, map_depth=1, batch=8), DataInfo("x", "x", 10, 16, 3))
-    state = TrainingState(config, torch.device("cpu"))
-    path = tmp_path / "training-state.pt"
-    save_state(path, state.state_dict(), {})
-    before = path.read_bytes()
-
-    def full(path: Path, mode: str) -> Any:
-        return open("/dev/full", mode)
-
-    monkeypatch.setattr(state_module, "open", full, raising=False)
-    with pytest.raises(GanError, match=r"training-state\.pt: no space left on the device"):
-        save_state(path, state.state_dict(), {})
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]

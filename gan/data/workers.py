@@ -1,0 +1,209 @@
+"""Processes that decode ahead. They are a help that a run can lose: what they leave undone is done without them."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import mmap
+import os
+import signal
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, Pipe
+
+import numpy as np
+
+from gan.errors import GanError
+
+Request = tuple[np.ndarray, np.ndarray]
+"""int64 indices of a batch's images `[batch]`, and rows of those that are to be decoded `[rows]`"""
+Decoded = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""a request and its images, uint8 `[rows, C, H, W]`, which are overwritten after the next one was asked for"""
+
+_BY_ITSELF = "images are now decoded by the training process itself"
+AHEAD = 2  # batches that a process has to decode, or has decoded
+SILENCE = 300  # seconds after which a process that does not answer is given up
+
+
+class Workers:
+    """What requests ask for, decoded in processes and delivered in order; `close` it in the end.
+
+    Pixels come in memory that all share: nothing is copied, and the size of /dev/shm does not matter. A process that
+    dies, fails or hangs is ended and reported, and what it was asked for is decoded here. So an image that cannot be
+    decoded raises the same error as without processes.
+
+    DataLoader is not used, because once it was, the death of a process raises an error in the main thread wherever
+    that is, such as in the middle of a step.
+
+    Args:
+        count: processes, forked here: no other thread should run yet.
+        decode: writes the images of some rows into an array uint8 `[rows, C, H, W]`.
+        requests: endless.
+        shape: of the images of a batch, `[batch, C, H, W]`.
+        report: takes a line for people, in the thread that asks for batches.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        decode: Callable[[np.ndarray, np.ndarray], None],
+        requests: Iterator[Request],
+        shape: tuple[int, ...],
+        report: Callable[[str], None],
+    ) -> None:
+        self._decode, self._requests, self._shape, self._report = decode, requests, shape, report
+        self._workers: list[_Worker] = []
+        self._finalizer = weakref.finalize(self, _end, self._workers, os.getpid())  # also when the interpreter exits
+        self._asked: deque[tuple[_Worker, int, Request]] = deque()
+        self._closed = False
+        try:
+            if not hasattr(os, "fork"):
+                raise OSError("this system has no fork")
+            pixels = mmap.mmap(-1, count * AHEAD * int(np.prod(shape)))
+            self._slots = np.frombuffer(pixels, dtype=np.uint8).reshape(count * AHEAD, *shape)
+            for _ in range(count):
+                self._workers.append(_Worker(decode, self._slots, self._workers))
+        except OSError as error:
+            rest = "" if self._workers else f"; {_BY_ITSELF}"
+            report(f"only {len(self._workers)} of {count} worker processes could be started ({error}){rest}")
+        self._free = deque((w, i * count + j) for i in range(AHEAD) for j, w in enumerate(self._workers))
+
+    def __iter__(self) -> Workers:
+        return self
+
+    def __next__(self) -> Decoded:
+        while self._free:
+            worker, slot = self._free.popleft()
+            if worker in self._workers:
+                request = next(self._requests)
+                worker.ask(slot, request[1])
+                self._asked.append((worker, slot, request))
+        if not self._asked:
+            return self._decode_here(next(self._requests))
+        worker, slot, request = self._asked.popleft()
+        problem = worker.answer()
+        if problem is None:
+            self._free.append((worker, slot))
+            return (*request, self._slots[slot, : len(request[1])])
+        if self._closed:
+            raise StopIteration
+        return self._replace(worker, problem, request)
+
+    def close(self) -> None:
+        """End the processes, from any thread; a call of next that waits for one comes back."""
+        self._closed = True
+        self._finalizer()
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes there are."""
+        return [worker.pid for worker in self._workers]
+
+    def _replace(self, worker: _Worker, problem: str, request: Request) -> Decoded:
+        worker.end()
+        decoded = self._decode_here(request)  # raises what is wrong with an image, which then is all there is to say
+        if worker in self._workers:
+            self._workers.remove(worker)
+            left = len(self._workers)
+            rest = f"the other {left} now do{'es' * (left == 1)} all the decoding" if left else _BY_ITSELF
+            self._report(f"worker process {worker.pid} {problem}; {rest}")
+        return decoded
+
+    def _decode_here(self, request: Request) -> Decoded:
+        images = np.empty((len(request[1]), *self._shape[1:]), dtype=np.uint8)
+        self._decode(request[1], images)
+        return (*request, images)
+
+
+class _Worker:
+    """A process forked off this one. It ends when this one does, however that ends: its pipe is closed then."""
+
+    def __init__(
+        self, decode: Callable[[np.ndarray, np.ndarray], None], slots: np.ndarray, others: list[_Worker]
+    ) -> None:
+        self._connection, theirs = Pipe()
+        self._lock = threading.Lock()
+        self._status: int | None = None  # when it has ended
+        # Ctrl-C and SIGTERM may be sent to all processes of a run; only the training process decides what they mean.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self.pid = os.fork()
+            if self.pid == 0:
+                try:
+                    gc.freeze()  # what is garbage there is not freed here: it may be on a GPU
+                    for worker in (self, *others):
+                        worker._connection.close()  # else it would not notice that nobody is at the other end
+                    _serve(decode, slots, theirs)
+                finally:
+                    os._exit(0)  # whatever it is: nothing of the training process runs here
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
+
+    def ask(self, slot: int, rows: np.ndarray) -> None:
+        """Have rows decoded into a slot."""
+        with contextlib.suppress(OSError):  # it is gone, which the answer will tell
+            self._connection.send((slot, rows))
+
+    def answer(self) -> str | None:
+        """Wait until the first thing that was asked for is done. What went wrong, or None."""
+        try:
+            for _ in range(SILENCE):  # seconds that this process runs, too: both may have been stopped by Ctrl-Z
+                if self._connection.poll(1):
+                    return self._connection.recv()
+        except (OSError, EOFError):
+            return self._ending()
+        return f"did not answer for {SILENCE} s"
+
+    def end(self) -> int | None:
+        """Kill the process if there is still one, and wait for its end. Its status; None: it cannot be killed."""
+        with self._lock:
+            deadline = time.monotonic() + 5  # such as one that waits for a disk
+            while self._status is None and time.monotonic() < deadline:
+                try:
+                    os.kill(self.pid, signal.SIGKILL)  # changes nothing for one that is ending
+                    pid, status = os.waitpid(self.pid, os.WNOHANG)
+                except (ChildProcessError, ProcessLookupError):
+                    return None
+                if pid:
+                    self._status = status
+                else:
+                    time.sleep(0.001)
+            return self._status
+
+    def _ending(self) -> str:
+        status = self.end()
+        if status is not None and os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            name = {int(known): known.name for known in signal.Signals}.get(number, f"signal {number}")
+            return f"was killed by {name}{' (often: out of memory)' if name == 'SIGKILL' else ''}"
+        return "has ended"
+
+
+def _serve(decode: Callable[[np.ndarray, np.ndarray], None], slots: np.ndarray, connection: Connection) -> None:
+    """The life of a worker process."""
+    while True:
+        try:
+            slot, rows = connection.recv()
+        except (EOFError, OSError):
+            return
+        problem = None
+        try:
+            decode(rows, slots[slot, : len(rows)])
+        except Exception as error:
+            kind = "" if isinstance(error, GanError) else f"{type(error).__name__}: "
+            problem = f"failed ({kind}{' '.join(str(error).split())})"
+        try:
+            connection.send(problem)
+        except OSError:
+            return
+
+
+def _end(workers: list[_Worker], owner: int) -> None:
+    """A process forked off must not end those of its parent."""
+    if os.getpid() == owner:
+        for worker in list(workers):
+            worker.end()

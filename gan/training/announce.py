@@ -1,0 +1,46 @@
+"""What a run says when it starts: what runs, on what, and why; one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from gan.config import TrainConfig
+from gan.data.dataset import ImageDataset, decoder
+from gan.training import disk, resources
+from gan.training.state import TrainingState
+
+
+def announcement(
+    config: TrainConfig,
+    run_dir: Path,
+    dataset: ImageDataset,
+    state: TrainingState,
+    half_dtype: torch.dtype,
+    cache_lines: list[str],
+    continuing: bool,
+) -> Iterator[str]:
+    """The lines."""
+    data, progress = config.data, state.progress
+    sizes = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (state.G, state.D)]
+    shown = f"{data.resolution}x{data.resolution}, {'grey' if data.channels == 1 else 'RGB'}"
+    classes = f", {data.label_dim} label values" if data.label_dim else ""
+    begin = f"continuing at {progress.nimg / 1000:g} kimg" if continuing else "starting"
+    yield f"Run:       {run_dir} ({begin}, {config.total_kimg} kimg in all)"
+    yield f"Data:      {data.path}: {len(dataset)} images, {shown}{classes}; decoded by {decoder()}"
+    for line in cache_lines:
+        yield f"Cache:     {line}"
+    yield f"Networks:  G {sizes[0]:.2f} M parameters, D {sizes[1]:.2f} M"
+    yield f"Batch:     {config.batch_size}, {config.batch_gpu} at a time"
+    yield f"Computing: {resources.computing(state.device, state.G, half_dtype)}"
+    for line in disk.outlook(config, run_dir, progress.nimg):
+        yield line
+    if not resources.can_measure_memory():
+        yield "Memory:    cpumem reads 0, because psutil is not installed"
+    if config.init_from and progress.nimg == 0:
+        yield f"Weights:   from {config.init_from}"
+    if progress.rollbacks:
+        yield "Rates:     halved since training had failed once"
+    yield "Stop with Ctrl-C: the run is saved, and python train.py --resume goes on where it was"

@@ -1,0 +1,143 @@
+"""The files of a run: sheets, snapshots, training states; what is in each, and what if one cannot be written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gan import models
+from gan.config import TrainConfig
+from gan.data.dataset import ImageDataset
+from gan.data.loader import LabelTable
+from gan.errors import GanError
+from gan.networks import Generator
+from gan.tracking import Trackers, jsonl
+from gan.training import disk, retention, state_files
+from gan.training.grid import SampleGrid
+from gan.training.outputs import Output, Outputs
+from gan.training.state import TrainingState
+from gan.training.state_files import SavedState, StateFiles
+
+
+class RunFiles:
+    """Asks `outputs` for the files of a run; what is in them is as of the moment of asking.
+
+    Args:
+        report: takes a line for people; called on any thread.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run_dir: Path,
+        dataset: ImageDataset,
+        labels: LabelTable,
+        state: TrainingState,
+        states: StateFiles,
+        report: Callable[[str], None],
+    ) -> None:
+        self._config, self._run_dir, self._dataset = config, run_dir, dataset
+        self._state, self._states, self._report = state, states, report
+        self._labels = labels
+        self._grid = SampleGrid.choose(dataset, config.network.z_dim, config.seed)
+        self._tracker_state: dict[str, Any] = {}
+        self.trackers = Trackers([])
+        self.outputs = Outputs(state.device, report, self._not_written)
+
+    def remember(self, tracker_state: dict[str, Any]) -> None:
+        """What the trackers gave for the training state; what they do not know this time stays."""
+        self._tracker_state.update({name: value for name, value in tracker_state.items() if value is not None})
+
+    def add_reals(self) -> None:
+        """The sheet of real images."""
+        path = self._run_dir / "reals.png"
+
+        def write() -> None:
+            disk.check_room(path, disk.sheet_bytes(self._config))
+            self._grid.save_reals(self._dataset, path)
+            self.trackers.image("reals", path, 0)
+
+        self.outputs.add(Output(path.name, "sheet", write))
+
+    def add_fakes(self, name: str, G: Generator, batch_gpu: int) -> None:
+        """The sheet of what G, which nobody else changes, generates."""
+        path, nimg = self._run_dir / name, self._state.progress.nimg
+        labels = self._labels.take(torch.from_numpy(self._grid.indices).to(self._state.device))
+        sheet = self._grid.fakes(G, labels, batch_gpu)
+
+        def write() -> None:
+            disk.check_room(path, disk.sheet_bytes(self._config))
+            sheet.write(path)
+            self.trackers.image("fakes", path, nimg)
+
+        self.outputs.add(Output(name, "sheet", write, sheet.portions))
+
+    def add_snapshot(self, networks: dict[str, Any]) -> None:
+        """The snapshot, in place of older ones that are not to stay."""
+        data, path = self._config.data, self.snapshot_path
+        kwargs = {
+            "path": data.path,
+            "use_labels": data.cond,
+            "max_size": data.subset,
+            "xflip": data.mirror,
+            "resolution": data.resolution,
+        }
+
+        def write() -> None:
+            disk.check_room(path, disk.snapshot_bytes(self._config))
+            models.save(path, **networks, training_set_kwargs=kwargs)
+            for name in retention.prune_snapshots(self._run_dir, self._config.keep, self._config.keep_every):
+                self._report(f"Removed {name}: --keep {self._config.keep}")
+
+        self.outputs.add(Output(path.name, "snapshot", write))
+
+    @property
+    def snapshot_path(self) -> Path:
+        """The snapshot of this moment."""
+        return self._run_dir / f"network-snapshot-{self._state.progress.nimg // 1000:06d}.pkl"
+
+    def add_state(self, healthy: bool, networks: dict[str, Any] | None = None, said: bool = False) -> None:
+        """The training state; `networks`: copies that were made of them already; `said`: say when it is there."""
+        self.outputs.make_room("state")
+        self.remember(self.trackers.state())
+        saved = SavedState(self._state.copy(networks), dict(self._tracker_state), healthy)
+
+        def write() -> None:
+            flush_to_disk(self._run_dir / jsonl.FILE_NAME)  # a state on disk implies the ticks before it
+            self._states.save(saved)
+            if said:
+                self._report(f"Saved at {saved.nimg / 1000:g} kimg")
+
+        self.outputs.add(Output(state_files.NEWEST, "state", write))
+
+    def require(self, *names: str) -> None:
+        """Raises GanError for those of these files that could not be written."""
+        for name in names:
+            if name in self.outputs.missing:
+                raise GanError(f"{self.outputs.missing[name]}; {self._newest_state()}")
+
+    def _newest_state(self) -> str:
+        nimg = self._states.newest_nimg
+        if nimg is None:
+            return "no state of the run was ever saved"
+        return f"the run is saved at {nimg / 1000:g} kimg: python train.py --resume {self._run_dir} goes on from there"
+
+    def _not_written(self, output: Output, error: GanError) -> None:
+        """Training goes on: the space may come back, and what it has learned since the last state is not on disk."""
+        if output.kind == "state" and self._states.newest_nimg is None:
+            raise error  # nothing can be kept here: better said now than after days
+        self._report(f"WARNING:   {output.name} WAS NOT WRITTEN: {error}")
+        self._report(f"WARNING:   training goes on, the next one is tried when it is due; {self._newest_state()}")
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have what was written to a file survive a power failure."""
+    try:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    except OSError:  # not there yet; or a file system that cannot
+        return
