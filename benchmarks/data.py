@@ -60,7 +60,7 @@ def candidates(path: Path, cached_images: int) -> dict[str, Callable[[], int]]:
     def first_epoch() -> int:
         for old in path.parent.glob("*.cache"):
             old.unlink()
-        stream = BatchStream(ImageDataset(path), BATCH, 0, cache="disk", report=lambda line: None)
+        stream = BatchStream(ImageDataset(path), BATCH, 0, cache="disk", report=lambda topic, line: None)
         assert "made as images are first shown" in stream.lines[0]
         shown = sum(len(next(stream)[0]) for _ in range(-(-len(stream._dataset) // BATCH) + 1))
         stream.close()

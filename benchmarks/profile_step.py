@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from gan.config import DataInfo, TrainOptions, resolve
-from gan.data.loader import LabelTable
+from gan.data.labels import LabelTable
 from gan.networks import set_half_dtype
 from gan.training.devices import prepare
 from gan.training.state import TrainingState

@@ -103,7 +103,7 @@ class Peer:
         import torch
 
         from gan.bench import plain
-        from gan.data.loader import LabelTable
+        from gan.data.labels import LabelTable
         from gan.training.state import TrainingState
 
         self.mlflow, self.np, self.pil, self.torch, self.plain = mlflow, np, PIL.Image, torch, plain
@@ -215,6 +215,7 @@ def ours_snapshot(folder: Path, steps: int, rounds: int) -> list[Seconds]:
     from gan.data.dataset import ImageDataset
     from gan.tracking import MlflowTracker
     from gan.training import run_folder
+    from gan.training.signals import Signals
     from gan.training.state_files import StateFiles
     from gan.training.trainer import Trainer
 
@@ -224,7 +225,7 @@ def ours_snapshot(folder: Path, steps: int, rounds: int) -> list[Seconds]:
     class Measured(Trainer):
         """Has ticks at will, and measures."""
 
-        def _tick_is_due(self) -> bool:
+        def measure(self) -> bool:
             done = self.state.progress.nimg // self.config.batch_size
             if done == 1:
                 self._end_tick()
@@ -256,7 +257,8 @@ def ours_snapshot(folder: Path, steps: int, rounds: int) -> list[Seconds]:
                 torch.cuda.synchronize()
 
     run_dir = run_folder.create(folder / "ours", config)
-    trainer = Measured(config, run_dir, ImageDataset(config.data.path), StateFiles(run_dir))
+    trainer = Measured(config, run_dir, ImageDataset(config.data.path), StateFiles(run_dir, keep=2), Signals())
+    trainer.ticks.is_due = trainer.measure  # type: ignore[method-assign]
     with contextlib.suppress(KeyboardInterrupt):
         trainer.run()
     return costs

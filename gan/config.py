@@ -49,7 +49,9 @@ class TrainOptions:
     augpipe: str = _opt("bgc", "Which augmentations: b blit, g geometric, c colour, f filter, n noise, c cutout")
     p_max: float = _opt(0.85, "Bound of the augmentation probability for --aug ada")
     resume: str | None = _opt(None, "Continue: alone the newest run of --outdir, RUN_DIR that run; FILE starts from it")
-    at: float | None = _opt(None, "With --resume: go back to the state kept at KIMG; what is later is moved aside")
+    at: float | None = _opt(
+        None, "With --resume: go back to the newest kept state not beyond KIMG; move later files aside"
+    )
     freezed: int = _opt(0, "Freeze-D: keep this many of D's first layers fixed")
     snap: int | None = _opt(None, "Ticks between snapshots  [default: 50]")
     keep: int | None = _opt(None, "Newest snapshots to keep; the best by each metric are kept too  [default: all]")
@@ -74,6 +76,11 @@ class TrainOptions:
     precision: str = _opt("auto", "Of the high resolutions: auto is fp16 on CUDA, bf16 on CPUs that have it, else fp32")
     tf32: bool = _opt(True, "Allow TF32 in float32 products on NVIDIA GPUs; --tf32=0 is exact and slower")
     cuda_graphs: str = _opt("auto", "Launch each phase of a step as one on NVIDIA GPUs; auto does if it can")
+
+
+def flag(option: str) -> str:
+    """The flag of a field of TrainOptions."""
+    return "--" + option.replace("_", "-")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +240,7 @@ class TrainConfig:
     keep: int | None = None
     """newest snapshots that stay; None: all"""
     keep_every: int | None = None
-    """kimg from which to which one more stays"""
+    """one snapshot every so many kimg stays too"""
     save_every: float = 10.0
     """minutes"""
     keep_states: int = 2
@@ -305,7 +312,12 @@ class TrainConfig:
 
 
 def check_options(options: TrainOptions) -> list[str]:
-    """Everything that is wrong with the options whatever the dataset is, each with flag, value and remedy."""
+    """Everything that is wrong with the options of a new run whatever the dataset is, with flag, value and remedy."""
+    return check_values(options) + _check_combinations(options)
+
+
+def check_values(options: TrainOptions) -> list[str]:
+    """What no run can have, one that continues neither."""
     o = options
     problems = []
 
@@ -337,7 +349,19 @@ def check_options(options: TrainOptions) -> list[str]:
     for flag, share in (("--p", o.p), ("--p-max", o.p_max)):
         require(flag, share, share is None or 0 <= share <= 1, "must be from 0 to 1")
     require("--target", o.target, o.target is None or -1 <= o.target <= 1, "must be from -1 to 1; 0.6 is usual")
+    require("--at", o.at, o.at is None or o.at >= 0, "must be at least 0")
+    if o.at is not None and o.resume is None:
+        problems.append(f"--at {o.at:g} goes with --resume [RUN_DIR]; add it, or leave --at out")
+    if o.fp32 and o.precision not in ("auto", "fp32"):
+        problems.append(f"--precision {o.precision} contradicts --fp32; leave one of them out")
+    if o.desc is not None and ("/" in o.desc or "\\" in o.desc):
+        problems.append(f"--desc {o.desc}: becomes part of a folder name; leave out the slashes")
+    return problems + check_cache(o.cache, o.cache_dir)
 
+
+def _check_combinations(o: TrainOptions) -> list[str]:
+    """What does not go together, as far as the command line says it all."""
+    problems = []
     aug = o.aug or _preset(o).aug
     if aug == "fixed" and o.p is None:
         problems.append("--aug fixed needs a probability; add --p 0.2, for example")
@@ -349,16 +373,14 @@ def check_options(options: TrainOptions) -> list[str]:
         problems.append(f"--augpipe {o.augpipe} needs augmentation, but --aug is noaug; change one of them")
     if o.demo and o.cfg != _default("cfg"):
         problems.append(f"--demo is a preset of its own; leave out --cfg {o.cfg}")
-    if o.fp32 and o.precision not in ("auto", "fp32"):
-        problems.append(f"--precision {o.precision} contradicts --fp32; leave one of them out")
-    if o.keep_every is not None and o.keep is None:
-        problems.append(f"--keep-every {o.keep_every} goes with --keep N; without it all snapshots are kept")
-    if o.at is not None and o.resume is None:
-        problems.append(f"--at {o.at:g} goes with --resume [RUN_DIR]; add it, or leave --at out")
-    require("--at", o.at, o.at is None or o.at >= 0, "must be at least 0")
-    if o.desc is not None and ("/" in o.desc or "\\" in o.desc):
-        problems.append(f"--desc {o.desc}: becomes part of a folder name; leave out the slashes")
-    return problems + check_cache(o.cache, o.cache_dir)
+    return problems + check_keep(o.keep, o.keep_every)
+
+
+def check_keep(keep: int | None, keep_every: int | None) -> list[str]:
+    """What is wrong with --keep-every."""
+    if keep_every is None or keep is not None:
+        return []
+    return [f"--keep-every {keep_every} goes with --keep N; without it all snapshots are kept"]
 
 
 def check_cache(cache: str, cache_dir: str | None) -> list[str]:

@@ -6,7 +6,16 @@ import dataclasses
 from collections.abc import Callable, Collection
 from typing import Any
 
-from gan.config import TrainConfig, TrainOptions, check_cache, check_division, usable_batch_gpu
+from gan.config import (
+    TrainConfig,
+    TrainOptions,
+    check_cache,
+    check_division,
+    check_keep,
+    flag,
+    usable_batch_gpu,
+    with_batch_gpu,
+)
 from gan.presets import AUGMENT_PIPES
 
 _HONOURED: dict[str, str] = {  # option: where it goes
@@ -59,66 +68,56 @@ def continued(config: TrainConfig, options: TrainOptions, given: Collection[str]
     problems: list[str] = []
     changes: dict[str, Any] = {}
 
-    def honour(flag: str, field: str, value: Any) -> None:
+    def honour(name: str, field: str, value: Any) -> None:
         before = getattr(config, field)
         if value != before:
             changes[field] = value
-            changed.append(f"{flag} {_shown(value)}, which was {_shown(before)}")
+            changed.append(f"{name} {_shown(value)}, which was {_shown(before)}")
 
     for option in given:
         value = getattr(options, option)
         if option in _HONOURED:
-            honour(_flag(option), _HONOURED[option], value)
+            honour(flag(option), _HONOURED[option], value)
         elif option in _REFUSED:
             has, why = _REFUSED[option][0](config), _REFUSED[option][1]
-            if value != has:
+            if value != has and not (option == "desc" and has.endswith(f"-{value}")):
                 problems.append(
-                    f"{_flag(option)} {_shown(value)}: the run has {_shown(has)}, and {why}; leave it out, or start a "
+                    f"{flag(option)} {_shown(value)}: the run has {_shown(has)}, and {why}; leave it out, or start a "
                     f"new run from its weights with --data DATASET --resume SNAPSHOT"
                 )
     if "data" in given and options.data is not None and options.data != config.data.path:
         changes["data"] = dataclasses.replace(config.data, path=options.data)
         changed.append(f"--data {options.data}, which was {config.data.path}")
-    if "batch_gpu" in given:
-        changes["fit_batch_gpu"] = options.batch_gpu == "auto"
-    _choose_precision(config, options, given, honour, problems)
-    _divide_batch(dataclasses.replace(config, **changes), options, given, honour)
-    config = dataclasses.replace(config, **changes)
-    problems += check_division(config)
+    precision = _precision(config, options, given)
+    if config.network.num_fp16_res == 0 and precision not in ("fp32", config.precision):
+        problems.append(
+            f"--precision {precision}: the run was started in fp32, its networks have no layers for less; leave it out"
+        )
+    else:
+        honour("--precision", "precision", precision)
+    divided = _divided(dataclasses.replace(config, **changes), options, given)
+    honour("--batch-gpu auto, at most" if divided.fit_batch_gpu else "--batch-gpu", "batch_gpu", divided.batch_gpu)
+    config = dataclasses.replace(config, **changes, fit_batch_gpu=divided.fit_batch_gpu)
+    problems += check_division(config) + check_keep(config.keep, config.keep_every)
     if "cache_dir" in given and "cache" not in given:
         problems += check_cache(config.cache, config.cache_dir)
-    if config.keep_every is not None and config.keep is None:
-        problems.append(f"--keep-every {config.keep_every} goes with --keep N; without it all snapshots are kept")
     return Continuation(config, changed, problems)
 
 
-_Honour = Callable[[str, str, Any], None]
-
-
-def _choose_precision(
-    config: TrainConfig, options: TrainOptions, given: Collection[str], honour: _Honour, problems: list[str]
-) -> None:
-    flag, value = "--precision", options.precision if "precision" in given else config.precision
+def _precision(config: TrainConfig, options: TrainOptions, given: Collection[str]) -> str:
     if "fp32" in given and options.fp32:
-        flag, value = "--fp32: precision", "fp32"
-    if config.network.num_fp16_res == 0 and value not in ("fp32", config.precision):
-        problems.append(
-            f"--precision {value}: the run was started in fp32, its networks have no layers for less; leave it out"
-        )
-    else:
-        honour(flag, "precision", value)
+        return "fp32"
+    return options.precision if "precision" in given else config.precision
 
 
-def _divide_batch(config: TrainConfig, options: TrainOptions, given: Collection[str], honour: _Honour) -> None:
+def _divided(config: TrainConfig, options: TrainOptions, given: Collection[str]) -> TrainConfig:
     """--batch-gpu as given; after a change of --gpus the largest that was possible before and still is."""
-    if "batch_gpu" in given:
-        if options.batch_gpu == "auto":
-            honour("--batch-gpu auto: at most", "batch_gpu", max(usable_batch_gpu(config), default=config.batch_gpu))
-        else:
-            honour("--batch-gpu", "batch_gpu", options.batch_gpu)
-    elif "gpus" in given and config.batch_size % config.gpus == 0 and check_division(config):
+    if "batch_gpu" in given and options.batch_gpu is not None:
+        return with_batch_gpu(config, options.batch_gpu)
+    if config.batch_size % config.gpus == 0 and check_division(config):
         fitting = [size for size in usable_batch_gpu(config) if size <= config.batch_gpu]
-        honour("--batch-gpu", "batch_gpu", max(fitting, default=config.batch_gpu))
+        return with_batch_gpu(config, max(fitting, default=config.batch_gpu))
+    return config
 
 
 def _augment_mode(config: TrainConfig) -> str:
@@ -130,10 +129,6 @@ def _augment_mode(config: TrainConfig) -> str:
 def _augment_pipe(config: TrainConfig) -> str | None:
     names = set(config.augment.multipliers or ())
     return next((pipe for pipe, parts in AUGMENT_PIPES.items() if set(parts) == names), None)
-
-
-def _flag(option: str) -> str:
-    return "--" + option.replace("_", "-")
 
 
 def _shown(value: Any) -> str:

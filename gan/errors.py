@@ -18,6 +18,12 @@ class DiskFullError(GanError):
     """A file could not be written for want of room; what was there before it is as it was."""
 
 
+class FailedRunError(GanError):
+    """Training itself has failed: starting it again as it is changes nothing."""
+
+    exit_code = 3
+
+
 class UsageError(GanError):
     """One or more bad settings, all of them at once: each problem names its flag, its value and the remedy."""
 

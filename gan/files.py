@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -41,7 +42,8 @@ def atomic_path(dest: str | Path, flush_folder: bool = True) -> Iterator[Path]:
         raise explain_os_error(error.__context__, dest) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk that is gone: the error that tells of it is on its way
+                temporary.unlink(missing_ok=True)
 
 
 def temporary_beside(dest: Path) -> Path:
@@ -69,11 +71,11 @@ def remove_leftovers(folder: Path) -> list[str]:
 def publish(temporary: Path, dest: Path, flush_folder: bool = True) -> None:
     """Flush a complete temporary file to disk and give it its final name, with `flush_folder` whatever comes."""
     with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
+        os.fsync(file.fileno())  # an error here is one of the file
     os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; these are to be shared
     os.replace(temporary, dest)
     if flush_folder:
-        _flush_folder(dest.parent)
+        flush(dest.parent)
 
 
 def write_text(dest: str | Path, text: str) -> None:
@@ -113,12 +115,26 @@ def nearest_existing(folder: Path) -> Path:
     return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
 
 
-def _flush_folder(folder: Path) -> None:
-    """Have the names in it survive a power failure, where the system knows how."""
+def disk_size(folder: Path) -> tuple[int, int]:
+    """(all, free) bytes of the disk of a folder, which need not be there yet. Raises GanError if it does not say."""
+    try:
+        usage = shutil.disk_usage(nearest_existing(folder))
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+    return usage.total, usage.free
+
+
+def free_bytes(folder: Path) -> int:
+    """What this user can still write in a folder, which need not be there yet. Raises GanError as `disk_size`."""
+    return disk_size(folder)[1]
+
+
+def flush(path: Path) -> None:
+    """Have a file, or the names in a folder, survive a power failure, where the system knows how."""
     if os.name != "posix":
         return
-    with contextlib.suppress(OSError):  # the file is whole and has its name: nothing that a caller could mend
-        handle = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # not there, or on a file system that cannot: nothing that a caller could mend
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,35 @@ def outdir(tmp_path: Path, empty_store: Path | None, monkeypatch: pytest.MonkeyP
     if empty_store is not None:
         shutil.copy(empty_store, folder / "mlflow.db")
     return folder
+
+
+@pytest.fixture
+def light_runs() -> Iterator[pytest.MonkeyPatch]:
+    """The runs of a test go without MLflow and large sheets, which take most of the time of a tiny run."""
+    import runs  # here, as tests of lower floors need nothing of it
+
+    with pytest.MonkeyPatch.context() as patch:
+        runs.make_light(patch)
+        yield patch
+
+
+@pytest.fixture
+def full_runs(light_runs: pytest.MonkeyPatch) -> None:
+    """In a module whose runs are light: those of this test are not."""
+    light_runs.undo()
+
+
+@pytest.fixture(scope="session")
+def whole(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a light run of `runs.RUN` that was never disturbed; to be read, or copied."""
+    import runs
+
+    outdir = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        runs.make_light(patch)
+        result = runs.run_train("--data", tiny_dataset, *runs.RUN, "--outdir", outdir)
+    assert result.exit_code == 0, result.output
+    return next(outdir.glob("0*"))
 
 
 @pytest.fixture(scope="session")

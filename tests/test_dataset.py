@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from gan.data.dataset import ImageDataset, decode
-from gan.data.loader import BatchStream, LabelTable
+from gan.data.labels import LabelTable
+from gan.data.loader import BatchStream
 from gan.data.sampler import epoch_order
 from gan.errors import GanError
 

@@ -15,6 +15,7 @@ FLOORS = {
     "gan.errors": 0.5,
     "gan.presets": 0.75,
     "gan.files": 1,
+    "gan.memory": 1,
     "gan.config": 1,
     "gan.continuation": 1.5,
     "gan.data": 2,
@@ -34,10 +35,12 @@ FLOORS = {
 WITHOUT_TORCH = {
     "gan.errors",
     "gan.files",
+    "gan.memory",
     "gan.presets",
     "gan.config",
     "gan.continuation",
-    *(f"gan.data.{name}" for name in ("demo", "sources", "scan", "transforms", "pack", "dataset", "cache", "sampler")),
+    *(f"gan.data.{name}" for name in ("demo", "sources", "scan", "transforms", "pack", "dataset", "sampler")),
+    *(f"gan.data.{name}" for name in ("store", "cache_file", "cache", "workers")),
 }
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import PIL.Image
 
 # A network of a few thousand parameters, 8 steps of 125 images to the thousand.
-TINY = ["--cbase", "64", "--cmax", "8", "--map-depth", "1", "--batch", "125", "--batch-gpu", "25", "--mbstd-group", "5"]
-TINY += ["--kimg", "1", "--workers", "0", "--device", "cpu", "--precision", "fp32"]
+TINY = ["--cbase", "64", "--cmax", "8", "--map-depth", "1", "--batch", "125", "--mbstd-group", "5", "--kimg", "1"]
+TINY += ["--workers", "0", "--device", "cpu", "--precision", "fp32"]
 
 
 def write_dataset(path: Path, count: int = 40, size: int = 16, channels: int = 3, classes: int = 0) -> Path:

@@ -25,14 +25,14 @@ from gan.bench.machine import OtherLoad, describe_machine, memory_now, memory_of
 from gan.bench.result import Method, PhaseTime, Result, Share, Timing
 from gan.config import TrainConfig
 from gan.data.dataset import ImageDataset
-from gan.data.loader import LabelTable
+from gan.data.labels import LabelTable
 from gan.networks import set_half_dtype
 from gan.training import resources
+from gan.training.batches import batches_on
 from gan.training.devices import choose_half_dtype, prepare
 from gan.training.fit import fitted
 from gan.training.state import TrainingState
 from gan.training.step import TrainStep
-from gan.training.trainer import batches_on
 
 _PLAIN_GUESS = 3  # how many times slower than ours the plain step is taken to be before it has been seen
 _FEW_IMAGES = 1000  # so few are read before the measurement
@@ -123,13 +123,13 @@ class _Feed:
     def __init__(
         self, device: torch.device, dataset: ImageDataset, config: TrainConfig, report: Callable[[str], None]
     ) -> None:
-        def say(line: str) -> None:
-            report(f"Cache:     {line}")
+        def say(topic: str, line: str) -> None:
+            report(f"{topic + ':':<11}{line}")
 
         self._stream = batches_on(device, dataset, config, start=0, report=say)
         self.lines = self._stream.lines
         for line in self.lines:
-            say(line)
+            say("Cache", line)
         self.batch = next(self._stream)
         if dataset.num_unflipped <= _FEW_IMAGES and config.cache != "off":
             for _ in range(len(dataset) // config.batch_size + 2):  # once around: then all are in the cache

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from gan import schedule
 from gan.augment import AugmentPipe, Draws, apply_colour, cutout_mask, reflected
 from gan.config import TrainConfig
-from gan.data.loader import LabelTable
+from gan.data.labels import LabelTable
 from gan.loss import Latents, Statistics
 from gan.networks import Discriminator, Generator, MappingNetwork
 from gan.training.state import TrainingState

@@ -30,17 +30,14 @@ def mlflow_sync(ctx: click.Context, run_dir: str | None) -> None:
     if problems or run_dir is None:
         raise UsageError(problems)
 
+    from gan.tracking.mlflow_store import count
     from gan.tracking.mlflow_sync import sync
     from gan.training import run_folder
 
     config = run_folder.read_options(Path(run_dir))
-    with run_folder.locked(Path(run_dir)):  # one that is being trained sends what is missing itself
+    with run_folder.locked(Path(run_dir), click.echo):  # one that is being trained sends what is missing itself
         sent = sync(Path(run_dir), config.data.name, dataclasses.asdict(config), config.total_kimg)
-    parts = [_count(sent.ticks, "tick"), _count(sent.pictures, "picture")]
-    missing = " and ".join(part for part in parts if part)
+    parts = {"tick": sent.ticks, "picture": sent.pictures}
+    missing = " and ".join(count(number, noun) for noun, number in parts.items() if number)
     begin = f"sent {missing} to {sent.uri}" if missing else f"nothing was missing at {sent.uri}"
     click.echo(f"{begin}; it has every tick up to kimg {sent.newest_kimg:.1f}")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' if number != 1 else ''}" if number else ""

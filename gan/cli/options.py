@@ -11,7 +11,7 @@ import click
 
 from gan import config as cfg
 from gan.cli.command import Option
-from gan.config import TrainOptions
+from gan.config import TrainOptions, flag
 from gan.presets import AUGMENT_PIPES, PRESETS
 
 LATEST = "latest"  # what --resume alone means
@@ -39,11 +39,6 @@ class _CountOrAuto(click.ParamType):
             return int(value)
         except ValueError:
             self.fail(f"{value!r} is neither a whole number nor auto", param, ctx)
-
-
-def flag(name: str) -> str:
-    """The flag of a field of TrainOptions."""
-    return "--" + name.replace("_", "-")
 
 
 def default(name: str) -> Any:

@@ -82,7 +82,7 @@ def _continued(ctx: click.Context, options: TrainOptions, run_dir: Path, problem
 
     names = [field.name for field in dataclasses.fields(TrainOptions) if given(ctx, field.name)]
     going_on = continued(run_folder.read_options(run_dir), options, names)
-    problems = [*problems, *cfg.check_options(options), *going_on.problems]
+    problems = [*problems, *cfg.check_values(options), *going_on.problems]
     if problems:
         raise UsageError(problems)
     return going_on

@@ -1,188 +1,19 @@
-"""Decoded images, kept so that each is decoded once: in a file beside the dataset, or in memory.
-
-A cache file is a header (`MAGIC`, then JSON with format, fingerprint and shape, filled up with blanks) and the pixels,
-uint8 `[images, C, H, W]`, not flipped. It is made under a temporary name, and renamed when every image is in it.
-"""
+"""Where decoded images are kept, so that each is decoded once: on the GPU, in a file, in memory, or not at all."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import hashlib
-import json
-import math
 import os
-import re
-import shutil
-import threading
-import time
-import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gan.files import explain_os_error, nearest_existing, publish, readable_size, temporary_beside
-
-if TYPE_CHECKING:
-    from gan.data.dataset import ImageDataset
-
-MAGIC = b"GANCACHE"
-HEADER_BYTES = 4096  # a page, so that the pixels of a mapped file are aligned
-_FORMAT = 1  # to be raised when decoding an image gives other pixels than before
-_DAY = 86400
-
-
-@dataclass(frozen=True)
-class Content:
-    """What a cache holds: images of a dataset, in their order, not flipped."""
-
-    dataset: Path
-    fingerprint: str
-    """hex digest of the dataset; for a part of it `-` and a digest of the choice"""
-    shape: tuple[int, int, int, int]
-    """(images, C, H, W)"""
-
-    @property
-    def num_bytes(self) -> int:
-        """Of the pixels."""
-        return math.prod(self.shape)
-
-    def file_in(self, folder: Path) -> Path:
-        """`FOLDER/metfaces.zip.3fa91c22.cache`."""
-        digits = "-".join(part[:8] for part in self.fingerprint.split("-"))
-        return folder / f"{self.dataset.name}.{digits}.cache"
-
-
-class Store:
-    """Images in memory, put in one by one as they are decoded.
-
-    Args:
-        array: the images, uint8 `[images, C, H, W]`.
-        complete: all of them are in it.
-    """
-
-    def __init__(self, array: np.ndarray, complete: bool) -> None:
-        self.array, self.complete = array, complete
-
-    def put(self, rows: np.ndarray, images: np.ndarray) -> None:
-        """Keep these images. Raises OSError if the disk does not take them."""
-        self.array[rows] = images
-
-    def take(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Copy images into `out`, uint8 `[N, C, H, W]`; any thread may call it. Raises OSError if that fails."""
-        np.take(self.array, rows, axis=0, out=out, mode="clip")  # the other modes copy twice
-
-    def flush(self) -> None:
-        """Have the system write what it holds back, which may take seconds; any thread may call it."""
-
-    def publish(self) -> None:
-        """Everything was put and flushed. Raises OSError if that cannot be kept."""
-        self.complete = True
-
-    def close(self) -> None:
-        """Remove what is not complete."""
-
-
-class FoundStore(Store):
-    """A cache file that is complete: read, not mapped, because a disk that fails kills a process that maps it.
-
-    Args:
-        path: the file.
-        image_shape: (C, H, W).
-        rows: where in it each image is; by default in order.
-    """
-
-    complete = True
-
-    def __init__(self, path: Path, image_shape: tuple[int, ...], rows: np.ndarray | None = None) -> None:
-        self.path, self._rows = path, rows
-        self._pixels = _Pixels(path, image_shape)
-
-    def take(self, rows: np.ndarray, out: np.ndarray) -> None:
-        self._pixels.take(rows if self._rows is None else self._rows[rows], out)
-
-
-class FileStore(Store):
-    """A cache file in the making. Raises OSError if it cannot be made."""
-
-    complete = False
-
-    def __init__(self, content: Content, path: Path) -> None:
-        self.path, self._content = path, content
-        _remove_leftovers(path)
-        self._temporary = temporary_beside(path)
-        # Also at the exit of the interpreter. Killed processes leave it behind: see _remove_leftovers.
-        self._remove = weakref.finalize(self, _remove_own, self._temporary, os.getpid())
-        try:
-            self._file = open(self._temporary, "r+b", buffering=0)  # noqa: SIM115
-            self._write(_header(content))
-            self._file.truncate(HEADER_BYTES + content.num_bytes)
-            self._pixels = _Pixels(self._temporary, content.shape[1:])
-        except OSError:
-            self.close()
-            raise
-
-    def put(self, rows: np.ndarray, images: np.ndarray) -> None:
-        """Written, not mapped: a full disk is an error here, and would kill the process there."""
-        size = self._content.num_bytes // self._content.shape[0]
-        for row, image in zip(rows, images, strict=True):
-            self._file.seek(HEADER_BYTES + int(row) * size)
-            self._write(np.ascontiguousarray(image).data.cast("B"))
-
-    def _write(self, data: memoryview | bytes) -> None:
-        data = memoryview(data)
-        while data:
-            data = data[self._file.write(data) :]
-
-    def take(self, rows: np.ndarray, out: np.ndarray) -> None:
-        self._pixels.take(rows, out)
-
-    def flush(self) -> None:
-        os.fsync(self._file.fileno())
-
-    def publish(self) -> None:
-        self._pixels.close()  # Windows renames no file that is open
-        self._file.close()
-        try:
-            publish(self._temporary, self.path)
-        except OSError:
-            if problem_with(self.path, self._content) is not None:  # unless another run has made it
-                raise
-        self._pixels = _Pixels(self.path, self._content.shape[1:])
-        self.complete = True
-        self._remove()
-        _remove_stale(self._content, self.path)
-
-    def close(self) -> None:
-        if not self.complete:
-            with contextlib.suppress(OSError, AttributeError):
-                self._file.close()
-                self._pixels.close()
-            self._remove()
-
-
-class _Pixels:
-    """The images in a cache file of shape `[images, *image_shape]`, read by any thread."""
-
-    def __init__(self, path: Path, image_shape: tuple[int, ...]) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
-        self._size, self._lock = math.prod(image_shape), threading.Lock()
-
-    def take(self, rows: np.ndarray, out: np.ndarray) -> None:
-        with self._lock:
-            for row, image in zip(rows.tolist(), out, strict=True):
-                self._file.seek(HEADER_BYTES + row * self._size)
-                rest = image.data.cast("B")
-                while rest:
-                    count = self._file.readinto(rest)
-                    if not count:
-                        raise OSError(errno.EIO, "the file has been cut off")
-                    rest = rest[count:]
-
-    def close(self) -> None:
-        self._file.close()
+from gan.data.cache_file import Content, FileStore, FoundStore, problem_with
+from gan.data.dataset import ImageDataset
+from gan.data.store import Store
+from gan.errors import GanError
+from gan.files import explain_os_error, free_bytes, nearest_existing, readable_size
+from gan.memory import available_bytes
 
 
 @dataclass(frozen=True)
@@ -236,7 +67,7 @@ def choose(dataset: ImageDataset, mode: str, cache_dir: str | None = None, gpu_f
                 return choice(kind, f"{at}, {size}, made as images are first shown", at)
             against.append(problem)
         elif kind == "ram":
-            problem = _memory_problem(content.num_bytes, 4 if mode == "auto" else 1, known=mode == "auto")
+            problem = _memory_problem(content.num_bytes, 4 if mode == "auto" else 1)
             if problem is None:
                 return choice(kind, f"{size} of memory, {source}", found)
             against.append(problem)
@@ -271,37 +102,6 @@ def folder_for(dataset: Path, mode: str, cache_dir: str | None) -> Path | None:
     return Path(cache_dir) if cache_dir else Path(os.path.abspath(dataset)).parent
 
 
-def stored_shape(dataset: Path, fingerprint: str, num_images: int, folder: Path) -> tuple[int, int, int] | None:
-    """(C, H, W) as a complete cache of the whole dataset says; None without one."""
-    path = Content(Path(os.path.abspath(dataset)), fingerprint, (num_images, 0, 0, 0)).file_in(folder)
-    try:
-        with open(path, "rb") as file:
-            shape = _read_header(file.read(HEADER_BYTES))[1]
-    except (OSError, ValueError):
-        return None
-    content = Content(dataset, fingerprint, (num_images, *shape[1:]))
-    return shape[1:] if problem_with(path, content) is None else None
-
-
-def problem_with(path: Path, content: Content) -> str | None:
-    """Why the file is not a complete cache of this content; None if it is. An empty text: it is not there."""
-    try:
-        with open(path, "rb") as file:
-            fingerprint, shape = _read_header(file.read(HEADER_BYTES))
-            size = os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        return error.strerror or str(error)
-    except ValueError as error:
-        return str(error)
-    if (fingerprint, shape) != (content.fingerprint, content.shape):
-        return "it holds other images"
-    if size != HEADER_BYTES + content.num_bytes:
-        return f"it has {size} bytes instead of {HEADER_BYTES + content.num_bytes}"
-    return None
-
-
 def gave_up(error: Exception, where: Path | None) -> str:
     """The line for people when training goes on without its cache."""
     why = explain_os_error(error, where or "memory") if isinstance(error, OSError) else "not enough memory"
@@ -322,72 +122,6 @@ def _find(dataset: ImageDataset, folder: Path | None) -> tuple[Path | None, np.n
     return None, None, notes
 
 
-def _header(content: Content) -> bytes:
-    fields = {"format": _FORMAT, "fingerprint": content.fingerprint, "shape": content.shape, "of": _place(content)}
-    return (MAGIC + json.dumps(fields).encode()).ljust(HEADER_BYTES)
-
-
-def _read_header(data: bytes) -> tuple[str, tuple[int, int, int, int]]:
-    """Fingerprint and shape. Raises ValueError."""
-    if not data.startswith(MAGIC):
-        raise ValueError("it is no cache")
-    try:
-        fields = json.loads(data[len(MAGIC) :])
-        kind, fingerprint, (n, c, h, w) = fields["format"], fields["fingerprint"], map(int, fields["shape"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError("its header is damaged") from error
-    if kind != _FORMAT:
-        raise ValueError("it was made by another version")
-    return fingerprint, (n, c, h, w)
-
-
-def _place(content: Content) -> str:
-    """Digest of where the dataset is, to tell apart datasets of one name that share a --cache-dir."""
-    return hashlib.sha256(os.path.abspath(content.dataset).encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def _cache_name(content: Content) -> str:
-    """A pattern of the names that caches of this dataset have or had; group 1 is the dataset's fingerprint."""
-    return re.escape(content.dataset.name) + r"\.([0-9a-f]{8})(?:-[0-9a-f]{8})?\.cache"
-
-
-def _remove_stale(content: Content, path: Path) -> None:
-    """Remove the caches of what this dataset was before it changed."""
-    for other in _listed(path.parent):
-        match = re.fullmatch(_cache_name(content), other.name)
-        if match is None or content.fingerprint.startswith(match[1]):
-            continue
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            with open(other, "rb") as file:
-                header = file.read(HEADER_BYTES)
-            beside = path.parent == content.dataset.parent
-            if header.startswith(MAGIC) and (beside or json.loads(header[len(MAGIC) :])["of"] == _place(content)):
-                other.unlink()
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove what killed processes left of this cache, when it is too old to be in the making."""
-    for other in _listed(path.parent):
-        if re.fullmatch(rf"\.{re.escape(path.name)}\..*\.tmp", other.name):
-            with contextlib.suppress(OSError):
-                if time.time() - other.stat().st_mtime > _DAY:
-                    other.unlink()
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []
-
-
-def _remove_own(path: Path, pid: int) -> None:
-    """A worker process that was forked off must not remove the file of its parent."""
-    if os.getpid() == pid:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
 def _gpu_problem(size: int, free: int | None, times: int) -> str | None:
     if free is None:
         return "there is no CUDA device to keep it on"
@@ -401,20 +135,18 @@ def _disk_problem(size: int, folder: Path, times: int) -> str | None:
     existing = nearest_existing(folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         return f"{folder} cannot be written to; --cache-dir names another folder"
-    free = shutil.disk_usage(existing).free
+    try:
+        free = free_bytes(existing)
+    except GanError as error:
+        return str(error)
     if size * times > free:
         sizes = f"{readable_size(size)} is too much for the {readable_size(free)}"
         return f"{sizes} free in {folder}; --cache-dir names another folder"
     return None
 
 
-def _memory_problem(size: int, times: int, known: bool) -> str | None:
-    """`known`: not knowing how much is free is a problem."""
-    try:
-        import psutil
-    except ImportError:
-        return "how much memory is free is not known without psutil" if known else None
-    free = psutil.virtual_memory().available
+def _memory_problem(size: int, times: int) -> str | None:
+    free = available_bytes()
     if size * times > free:
         return f"{readable_size(size)} is too much for the {readable_size(free)} of free memory"
     return None

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from gan.data.cache import Content, Store, stored_shape
+from gan.data.cache_file import Content, stored_shape
 from gan.data.sources import is_hidden
+from gan.data.store import Store
 from gan.errors import GanError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -12,34 +13,16 @@ import numpy as np
 import torch
 
 from gan.data import cache as caches
-from gan.data.cache import Choice, FileStore, FoundStore, Store
+from gan.data.cache import Choice
+from gan.data.cache_file import FileStore, FoundStore
 from gan.data.dataset import ImageDataset
+from gan.data.device_store import DeviceStore
 from gan.data.sampler import batches
-from gan.data.workers import Decoded, Request, Workers
+from gan.data.store import Store
+from gan.data.workers import Request, Workers
 
 PATIENCE = 60  # seconds without a batch after which that is said; then after twice that, and so on
-
-
-@dataclasses.dataclass(frozen=True)
-class LabelTable:
-    """The labels of a dataset on the training device: distinct rows `[K, c_dim]`, and each image's row `[images]`."""
-
-    rows: torch.Tensor
-    index: torch.Tensor
-
-    @staticmethod
-    def of(dataset: ImageDataset, device: torch.device) -> LabelTable:
-        """The table of `dataset`."""
-        rows, index = dataset.label_table()
-        return LabelTable(torch.from_numpy(rows).to(device), torch.from_numpy(index).to(device))
-
-    def take(self, indices: torch.Tensor) -> torch.Tensor:
-        """Labels `[N, c_dim]` of images `[N]`."""
-        return self.rows[self.index[indices]]
-
-    def draw(self, n: int) -> torch.Tensor:
-        """Labels `[n, c_dim]` of images taken at random."""
-        return self.take(torch.randint(len(self.index), [n], device=self.index.device))
+_HUNG_SECONDS = 5  # that closing waits for a batch in the making
 
 
 class BatchStream:
@@ -59,8 +42,8 @@ class BatchStream:
         workers: processes that decode, as long as there is something to decode; 0: the thread does it.
         cache: auto, device, disk, ram or off.
         cache_dir: folder of the cache file; by default that of the dataset.
-        report: takes a line on the cache for people, in the thread that asks for batches.
-        notice: the same for lines on the reading of images; by default `report`.
+        report: takes what a line for people is about, "Cache" or "Data", and the line, in the thread that asks for
+            batches.
     """
 
     lines: list[str]
@@ -77,13 +60,11 @@ class BatchStream:
         workers: int = 0,
         cache: str = "off",
         cache_dir: str | None = None,
-        report: Callable[[str], None] = print,
-        notice: Callable[[str], None] | None = None,
+        report: Callable[[str, str], None] = print,
     ) -> None:
         self._dataset, self._batch, self._seed, self._position = dataset, batch, seed, start
         self._device = device or torch.device("cpu")
-        self._report, self._notice = report, notice or report
-        self._unsaid = list[tuple[Callable[[str], None], str]]()
+        self._report, self._unsaid = report, list[tuple[str, str]]()
         self._side = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         choice = caches.choose(dataset, cache, cache_dir, self._free_memory())
         self.lines = choice.lines
@@ -91,8 +72,7 @@ class BatchStream:
         self._missing = dataset.num_unflipped if self._store is not None and not self._store.complete else 0
         self._asked_for = np.zeros(dataset.num_unflipped, dtype=bool)
         self._flushing: Future[None] | None = None
-        self._decoder = _Decoder(dataset)
-        self._decoded: Iterator[Decoded] | None = None
+        self._decoded: Workers | None = None
         if self._store is None or self._missing:
             self._decoded = self._decode(workers)  # here, so that processes are forked off the main thread
         else:
@@ -108,7 +88,9 @@ class BatchStream:
         if self._next is None:
             raise StopIteration
         try:
-            host = self._wait_for(self._next)
+            while not self.wait(PATIENCE):
+                pass
+            host = self._next.result()
             self._next = self._prepare_next()
             self._say()
             return self._to_device(host)
@@ -116,17 +98,33 @@ class BatchStream:
             self.close()
             raise
 
+    def wait(self, seconds: float) -> bool:
+        """Wait for the next batch, so long at most; whether it is there. A line says so when that takes its time."""
+        if self._next is None:
+            return True
+        now = time.monotonic()
+        if concurrent.futures.wait([self._next], min(seconds, self._waiting_since + self._patience - now)).done:
+            return True
+        if time.monotonic() >= self._waiting_since + self._patience:  # such as for a disk of another machine
+            self._report("Data", f"waiting for images from {self._dataset.path} since {self._patience} s")
+            self._patience *= 2
+        return False
+
     @property
     def worker_pids(self) -> list[int]:
         """The processes that decode at the moment."""
-        return self._decoded.pids if isinstance(self._decoded, Workers) else []
+        return [] if (decoded := self._decoded) is None else decoded.pids
 
     def close(self) -> None:
         """End the thread and the processes; remove a cache that is not complete."""
-        self._next = None
-        self._decoder.stopped = True  # in the middle of a batch
-        self._end_workers()  # the thread may be waiting for one
-        self._threads.shutdown(cancel_futures=True)
+        preparing, self._next = self._next, None
+        self._end_decoding()  # the thread may be in the middle of a batch
+        if preparing is not None:
+            concurrent.futures.wait([preparing], _HUNG_SECONDS)  # what hangs, hangs: nothing here can end it
+        self._threads.shutdown(wait=preparing is None or preparing.done(), cancel_futures=True)
+        if preparing is not None and not preparing.done():
+            self._report("Data", f"{self._dataset.path} does not answer; not waiting for it any more")
+            return
         self._decoded = None
         if self._store is not None:
             if self._flushing is not None and not self._flushing.cancelled():
@@ -139,33 +137,25 @@ class BatchStream:
 
     def _say(self) -> None:
         while self._unsaid:
-            say, line = self._unsaid.pop(0)
-            say(line)
-
-    def _wait_for(self, batch: Future[_HostBatch]) -> _HostBatch:
-        """What hangs, such as a disk of another machine, is named."""
-        patience, waited = PATIENCE, 0
-        while not concurrent.futures.wait([batch], patience - waited).done:
-            waited, patience = patience, 2 * patience
-            self._notice(f"waiting for images from {self._dataset.path} since {waited} s")
-        return batch.result()
+            self._report(*self._unsaid.pop(0))
 
     def _free_memory(self) -> int | None:
         return torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else None
 
-    def _open_store(self, choice: Choice) -> Store | _DeviceStore | None:
+    def _open_store(self, choice: Choice) -> Store | DeviceStore | None:
         try:
             if choice.mode == "device":
                 with self._beside_training():
-                    return _DeviceStore(choice, self._device)
+                    return DeviceStore(choice, self._device)
             return caches.open_store(choice)
         except (OSError, MemoryError, torch.OutOfMemoryError) as error:
             self.lines = [caches.gave_up(error, choice.path), *choice.lines[1:]]
             return None
 
     def _prepare_next(self) -> Future[_HostBatch]:
+        self._waiting_since, self._patience = time.monotonic(), PATIENCE
         pinned = self._side is not None
-        gathered_there = isinstance(self._store, _DeviceStore) and not self._missing
+        gathered_there = isinstance(self._store, DeviceStore) and not self._missing
         shape = [0 if gathered_there else self._batch, *self._dataset.image_shape]
         images = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
         indices = torch.empty([self._batch], dtype=torch.int64, pin_memory=pinned)
@@ -175,8 +165,10 @@ class BatchStream:
         """Copied beside the step that is still running there; mirror images are flipped there."""
         with self._beside_training():
             indices = host.indices.to(self._device, non_blocking=True)
-            if isinstance(self._store, _DeviceStore):
-                images = self._store.exchange(host, indices % self._dataset.num_unflipped)
+            if isinstance(self._store, DeviceStore):
+                if host.new_rows is not None and len(host.new_rows):
+                    self._store.put(host.new_rows, host.images[: len(host.new_rows)])
+                images = self._store.take(indices % self._dataset.num_unflipped)
             else:
                 images = host.images.to(self._device, non_blocking=True)
             if self._dataset.mirror:
@@ -201,7 +193,7 @@ class BatchStream:
             indices, rows, images = next(self._decoded)
         self._position += self._batch
         host.indices.numpy()[:] = indices
-        if isinstance(self._store, _DeviceStore):
+        if isinstance(self._store, DeviceStore):
             host.new_rows = torch.from_numpy(rows)
             host.images.numpy()[: len(rows)] = images
         else:
@@ -211,7 +203,7 @@ class BatchStream:
 
     def _assemble(self, wanted: np.ndarray, rows: np.ndarray, images: np.ndarray, out: np.ndarray) -> None:
         """Keep the images that were decoded, and put the batch together."""
-        assert not isinstance(self._store, _DeviceStore)
+        assert not isinstance(self._store, DeviceStore)
         if self._store is not None and len(rows):
             try:
                 self._store.put(rows, images)
@@ -235,7 +227,7 @@ class BatchStream:
             self._missing -= num_new
             if not self._missing:
                 assert self._store is not None
-                self._end_workers()
+                self._end_decoding()
                 self._decoded = None
                 self._order = batches(len(self._dataset), self._batch, self._seed, self._position)
                 self._flushing = self._threads.submit(self._store.flush)
@@ -252,7 +244,7 @@ class BatchStream:
             self._give_up(error)
             return
         if isinstance(self._store, FileStore):
-            self._unsaid.append((self._report, f"complete in {self._store.path}"))
+            self._unsaid.append(("Cache", f"complete in {self._store.path}"))
         self._serve_dataset()
 
     def _give_up(self, error: OSError) -> None:
@@ -260,7 +252,7 @@ class BatchStream:
         if self._flushing is not None:
             concurrent.futures.wait([self._flushing])
             self._flushing = None
-        self._unsaid.append((self._report, caches.gave_up(error, self._store.path)))
+        self._unsaid.append(("Cache", caches.gave_up(error, self._store.path)))
         self._store.close()
         self._store, self._missing = None, 0
         if self._decoded is None:
@@ -270,19 +262,17 @@ class BatchStream:
         if isinstance(self._store, Store):
             self._dataset.serve_from(self._store)
 
-    def _decode(self, workers: int) -> Iterator[Decoded]:
+    def _decode(self, workers: int) -> Workers:
         """What has to be decoded, batch by batch from here on."""
-        if workers == 0:
-            return map(self._decoder.decoded, self._requests())
         shape = (self._batch, *self._dataset.image_shape)
-        return Workers(workers, self._decoder, self._requests(), shape, self._say_later)
+        return Workers(workers, self._dataset.unflipped, self._requests(), shape, self._say_of_data)
 
-    def _say_later(self, line: str) -> None:
-        self._unsaid.append((self._notice, line))
+    def _say_of_data(self, line: str) -> None:
+        self._unsaid.append(("Data", line))
 
-    def _end_workers(self) -> None:
-        if isinstance(self._decoded, Workers):
-            self._decoded.close()
+    def _end_decoding(self) -> None:
+        if (decoded := self._decoded) is not None:  # the other thread may just be setting it to None
+            decoded.close()
 
     def _requests(self) -> Iterator[Request]:
         """Indices of the images of a batch, and the unflipped ones among them that nobody was asked for before."""
@@ -304,53 +294,3 @@ class _HostBatch:
     """int64 `[batch]`"""
     new_rows: torch.Tensor | None = None
     """which ones the store lacks, int64 `[new]`"""
-
-
-class _DeviceStore:
-    """The whole set on the device; filled and read on one stream."""
-
-    def __init__(self, choice: Choice, device: torch.device) -> None:
-        self.complete = choice.found
-        self._images = torch.empty(choice.content.shape, dtype=torch.uint8, device=device)
-        if choice.found:
-            source = caches.found_store(choice)
-            for rows in np.array_split(np.arange(len(self._images)), -(-self._images.nbytes // 2**28)):
-                part = np.empty((len(rows), *self._images.shape[1:]), dtype=np.uint8)
-                source.take(rows, part)
-                self._images[rows[0] : rows[-1] + 1] = torch.from_numpy(part).to(device)
-
-    def exchange(self, host: _HostBatch, rows: torch.Tensor) -> torch.Tensor:
-        """Put in what is new, and take the batch out."""
-        if host.new_rows is not None and len(host.new_rows):
-            new = host.images[: len(host.new_rows)].to(self._images.device, non_blocking=True)
-            self._images.index_copy_(0, host.new_rows.to(self._images.device), new)
-        return self._images.index_select(0, rows)
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def publish(self) -> None:
-        """Nothing is to be published."""
-
-    def close(self) -> None:
-        """Nothing is left behind."""
-
-
-class _Decoder:
-    """Decodes what a batch asks for: that much is the work of one worker at a time."""
-
-    def __init__(self, dataset: ImageDataset) -> None:
-        self._dataset, self.stopped = dataset, False
-
-    def __call__(self, rows: np.ndarray, images: np.ndarray) -> None:
-        """Write images into an array uint8 `[rows, C, H, W]`."""
-        for image, row in zip(images, rows.tolist(), strict=True):
-            if self.stopped:
-                raise concurrent.futures.CancelledError
-            image[:] = self._dataset.unflipped(row)
-
-    def decoded(self, request: Request) -> Decoded:
-        """What was requested."""
-        images = np.empty((len(request[1]), *self._dataset.image_shape), dtype=np.uint8)
-        self(request[1], images)
-        return (*request, images)

@@ -29,7 +29,7 @@ SILENCE = 300  # seconds after which a process that does not answer is given up
 
 
 class Workers:
-    """What requests ask for, decoded in processes and delivered in order; `close` it in the end.
+    """What requests ask for, decoded in processes, if any, and delivered in order; `close` it in the end.
 
     Pixels come in memory that all share: nothing is copied, and the size of /dev/shm does not matter. A process that
     dies, fails or hangs is ended and reported, and what it was asked for is decoded here. So an image that cannot be
@@ -39,8 +39,8 @@ class Workers:
     that is, such as in the middle of a step.
 
     Args:
-        count: processes, forked here: no other thread should run yet.
-        decode: writes the images of some rows into an array uint8 `[rows, C, H, W]`.
+        count: processes, forked here: no other thread should run yet. 0: everything is decoded here.
+        decode: gives the image of a row, uint8 `[C, H, W]`.
         requests: endless.
         shape: of the images of a batch, `[batch, C, H, W]`.
         report: takes a line for people, in the thread that asks for batches.
@@ -49,7 +49,7 @@ class Workers:
     def __init__(
         self,
         count: int,
-        decode: Callable[[np.ndarray, np.ndarray], None],
+        decode: Callable[[int], np.ndarray],
         requests: Iterator[Request],
         shape: tuple[int, ...],
         report: Callable[[str], None],
@@ -59,16 +59,8 @@ class Workers:
         self._finalizer = weakref.finalize(self, _end, self._workers, os.getpid())  # also when the interpreter exits
         self._asked: deque[tuple[_Worker, int, Request]] = deque()
         self._closed = False
-        try:
-            if not hasattr(os, "fork"):
-                raise OSError("this system has no fork")
-            pixels = mmap.mmap(-1, count * AHEAD * int(np.prod(shape)))
-            self._slots = np.frombuffer(pixels, dtype=np.uint8).reshape(count * AHEAD, *shape)
-            for _ in range(count):
-                self._workers.append(_Worker(decode, self._slots, self._workers))
-        except OSError as error:
-            rest = "" if self._workers else f"; {_BY_ITSELF}"
-            report(f"only {len(self._workers)} of {count} worker processes could be started ({error}){rest}")
+        if count:
+            self._start(count)
         self._free = deque((w, i * count + j) for i in range(AHEAD) for j, w in enumerate(self._workers))
 
     def __iter__(self) -> Workers:
@@ -93,7 +85,7 @@ class Workers:
         return self._replace(worker, problem, request)
 
     def close(self) -> None:
-        """End the processes, from any thread; a call of next that waits for one comes back."""
+        """End the processes, from any thread; a call of next that waits for one, or decodes, comes back."""
         self._closed = True
         self._finalizer()
 
@@ -101,6 +93,18 @@ class Workers:
     def pids(self) -> list[int]:
         """The processes there are."""
         return [worker.pid for worker in self._workers]
+
+    def _start(self, count: int) -> None:
+        try:
+            if not hasattr(os, "fork"):
+                raise OSError("this system has no fork")
+            pixels = mmap.mmap(-1, count * AHEAD * int(np.prod(self._shape)))
+            self._slots = np.frombuffer(pixels, dtype=np.uint8).reshape(count * AHEAD, *self._shape)
+            for _ in range(count):
+                self._workers.append(_Worker(self._decode, self._slots, self._workers))
+        except OSError as error:
+            rest = "" if self._workers else f"; {_BY_ITSELF}"
+            self._report(f"only {len(self._workers)} of {count} worker processes could be started ({error}){rest}")
 
     def _replace(self, worker: _Worker, problem: str, request: Request) -> Decoded:
         worker.end()
@@ -114,21 +118,23 @@ class Workers:
 
     def _decode_here(self, request: Request) -> Decoded:
         images = np.empty((len(request[1]), *self._shape[1:]), dtype=np.uint8)
-        self._decode(request[1], images)
+        for image, row in zip(images, request[1].tolist(), strict=True):
+            if self._closed:
+                raise StopIteration
+            image[:] = self._decode(row)
         return (*request, images)
 
 
 class _Worker:
     """A process forked off this one. It ends when this one does, however that ends: its pipe is closed then."""
 
-    def __init__(
-        self, decode: Callable[[np.ndarray, np.ndarray], None], slots: np.ndarray, others: list[_Worker]
-    ) -> None:
+    def __init__(self, decode: Callable[[int], np.ndarray], slots: np.ndarray, others: list[_Worker]) -> None:
         self._connection, theirs = Pipe()
         self._lock = threading.Lock()
         self._status: int | None = None  # when it has ended
-        # Ctrl-C and SIGTERM may be sent to all processes of a run; only the training process decides what they mean.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        # Ctrl-C and the like may be sent to all processes of a run; only the training process decides what they mean.
+        asking = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, asking)
         try:
             self.pid = os.fork()
             if self.pid == 0:
@@ -183,7 +189,7 @@ class _Worker:
         return "has ended"
 
 
-def _serve(decode: Callable[[np.ndarray, np.ndarray], None], slots: np.ndarray, connection: Connection) -> None:
+def _serve(decode: Callable[[int], np.ndarray], slots: np.ndarray, connection: Connection) -> None:
     """The life of a worker process."""
     while True:
         try:
@@ -192,7 +198,8 @@ def _serve(decode: Callable[[np.ndarray, np.ndarray], None], slots: np.ndarray, 
             return
         problem = None
         try:
-            decode(rows, slots[slot, : len(rows)])
+            for image, row in zip(slots[slot, : len(rows)], rows.tolist(), strict=True):
+                image[:] = decode(row)
         except Exception as error:
             kind = "" if isinstance(error, GanError) else f"{type(error).__name__}: "
             problem = f"failed ({kind}{' '.join(str(error).split())})"

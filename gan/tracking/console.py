@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 import threading
 from pathlib import Path
 from typing import Any, TextIO
 
 from gan.files import explain_os_error
+from gan.tracking.jsonl import mean_of
 
 FILE_NAME = "log.txt"
 
@@ -110,9 +110,7 @@ def format_time(seconds: float, max_units: int = 3) -> str:
 
 
 def _mean(record: dict[str, Any], name: str) -> float:
-    entry = record.get(name)
-    mean = entry.get("mean") if isinstance(entry, dict) else None
-    return float(mean) if isinstance(mean, (int, float)) and math.isfinite(mean) else 0.0
+    return mean_of(record, name) or 0.0
 
 
 def _print_to_screen(text: str) -> None:

@@ -6,7 +6,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +90,15 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 def record_nimg(record: dict[str, Any]) -> int | None:
     """How many images training had seen at this record, or None when it does not say."""
-    entry = record.get("Progress/kimg")
-    kimg = entry.get("mean") if isinstance(entry, dict) else None
-    return round(kimg * 1000) if isinstance(kimg, (int, float)) and math.isfinite(kimg) else None
+    kimg = mean_of(record, "Progress/kimg")
+    return None if kimg is None else round(kimg * 1000)
+
+
+def mean_of(record: Mapping[str, Any], name: str) -> float | None:
+    """The mean of one entry of a record, or None when there is none that is finite."""
+    entry = record.get(name)
+    mean = entry.get("mean") if isinstance(entry, Mapping) else None
+    return float(mean) if isinstance(mean, (int, float)) and math.isfinite(mean) else None
 
 
 def _is_beyond(line: bytes, nimg: int) -> bool:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gan.errors import GanError
 from gan.files import write_text
 from gan.tracking import jsonl
-from gan.tracking.mlflow_run import Tick, tick_of
+from gan.tracking.mlflow_run import RunSpec, Tick, tick_of
+from gan.tracking.mlflow_store import store_of, without_password
 
 NOTE_FILE = "mlflow-run.json"
 
@@ -54,6 +55,36 @@ def write_note(run_dir: Path, note: Note) -> None:
     if note != read_note(run_dir):
         with contextlib.suppress(GanError, OSError):
             write_text(run_dir / NOTE_FILE, json.dumps(asdict(note), indent=2) + "\n")
+
+
+def spec_of(
+    run_dir: Path,
+    experiment: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, Any],
+    *,
+    run_id: str | None = None,
+    continued: bool,
+    branch: int,
+    start_time: int | None = None,
+) -> RunSpec:
+    """The MLflow run of a folder. The `run_id` of a `continued` one, where it is not given, is that of the note."""
+    run_dir = run_dir.absolute()
+    uri, artifact_location = store_of(run_dir.parent)
+    if continued and run_id is None:
+        run_id = read_note(run_dir).run_id_in(without_password(uri), branch)
+    return RunSpec(
+        uri=uri,
+        artifact_location=artifact_location,
+        experiment=experiment,
+        run_dir=run_dir,
+        params=params,
+        tags=tags,
+        run_id=run_id,
+        continued=continued,
+        branch=branch,
+        start_time=start_time,
+    )
 
 
 def recorded_ticks(run_dir: Path, up_to: int | None = None) -> Iterator[Tick]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from gan.tracking.jsonl import mean_of
 from gan.tracking.mlflow_import import import_mlflow
+from gan.tracking.mlflow_store import without_password
 
 RUN_DIR_TAG = "gan.run_dir"
 BRANCH_TAG = "gan.branch"
@@ -56,6 +57,11 @@ class RunSpec:
     """Of a run that is made, in milliseconds since 1970; None: now."""
 
     @property
+    def shown_uri(self) -> str:
+        """The address without a password."""
+        return without_password(self.uri)
+
+    @property
     def run_name(self) -> str:
         """As the run is called in MLflow."""
         return self.run_dir.name + (f" (branch {self.branch})" if self.branch else "")
@@ -73,7 +79,7 @@ class MlflowRun:
         self._spec = spec
         self._client: Any = None
         self._created = False
-        self._held_pictures: set[str] | None = None  # file names of grids; None until asked
+        self._held_pictures: set[str] | None = None  # file names of grids; None: to be asked
         self._held_previews: set[str] = set()  # the beginnings of their file names
         self._start_time = int(time.time() * 1000) if spec.start_time is None else spec.start_time
         self.run_id = spec.run_id
@@ -126,11 +132,10 @@ class MlflowRun:
         """
         from PIL import Image
 
-        if self._held_pictures is None:
-            self._find_held_pictures()
-            assert self._held_pictures is not None
-        if path.name in self._held_pictures:
+        held = self._find_held_pictures() if self._held_pictures is None else self._held_pictures
+        if path.name in held:
             return False
+        self._held_pictures = None  # unless all goes well: what failed here may have arrived
         preview = _preview_name(name, nimg)
         if preview not in self._held_previews:
             with Image.open(path) as image:
@@ -138,7 +143,7 @@ class MlflowRun:
                 self._client.log_image(self.run_id, image, key=_allowed_name(name), step=nimg, synchronous=True)
             self._held_previews.add(preview)
         self._client.log_artifact(self.run_id, str(path), GRID_FOLDER)
-        self._held_pictures.add(path.name)
+        self._held_pictures = {*held, path.name}
         return True
 
     def check(self) -> None:
@@ -150,16 +155,14 @@ class MlflowRun:
         self._client.set_terminated(self.run_id, status, end_time)
         self.status = status
 
-    def _find_held_pictures(self) -> None:
+    def _find_held_pictures(self) -> set[str]:
         """Ask which pictures the store has; of a preview without its picture, the picture is still to come."""
-        grids, previews = [], []
-        if not self._created:
-            grids = self._client.list_artifacts(self.run_id, GRID_FOLDER)
-            previews = self._client.list_artifacts(self.run_id, PREVIEW_FOLDER)
+        grids = self._client.list_artifacts(self.run_id, GRID_FOLDER)
+        previews = self._client.list_artifacts(self.run_id, PREVIEW_FOLDER)
         # MLflow writes a preview as two files, NAME+step+STEP+timestamp+..., of which the .webp is the last.
         whole = [PurePosixPath(file.path).name for file in previews if file.path.endswith(".webp")]
         self._held_previews = {name.partition("+timestamp+")[0] for name in whole}
-        self._held_pictures = {PurePosixPath(file.path).name for file in grids}
+        return {PurePosixPath(file.path).name for file in grids}
 
     def _run_by_id(self) -> Any:
         from mlflow.exceptions import MlflowException
@@ -237,11 +240,8 @@ class MlflowRun:
 
 def tick_of(nimg: int, record: Mapping[str, Any]) -> Tick:
     """The means of a stats.jsonl record; what is not finite is left out."""
-    metrics = []
-    for name, entry in record.items():
-        mean = entry.get("mean") if isinstance(entry, dict) else None
-        if isinstance(mean, (int, float)) and math.isfinite(mean):
-            metrics.append((_allowed_name(name), float(mean)))
+    means = ((name, mean_of(record, name)) for name in record)
+    metrics = [(_allowed_name(name), mean) for name, mean in means if mean is not None]
     seconds = record.get("timestamp")
     if not isinstance(seconds, (int, float)):
         seconds = time.time()

@@ -52,6 +52,11 @@ def reason(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
+def count(number: int, noun: str) -> str:
+    """So many of something: `1 tick`, `2 ticks`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _system_error(error: BaseException) -> OSError | None:
     """The error of the operating system behind this one; those of libraries that derive from OSError have no text."""
     found = [e for e in _causes(error) if isinstance(e, OSError) and (e.strerror or isinstance(e, TimeoutError))]

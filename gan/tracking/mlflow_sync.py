@@ -9,10 +9,10 @@ from typing import Any
 
 from gan.errors import GanError
 from gan.tracking import jsonl
-from gan.tracking.mlflow_folder import Note, read_note, recorded_pictures, recorded_ticks, write_note
+from gan.tracking.mlflow_folder import Note, read_note, recorded_pictures, recorded_ticks, spec_of, write_note
 from gan.tracking.mlflow_import import import_mlflow, set_environment_defaults
-from gan.tracking.mlflow_run import MlflowRun, RunSpec
-from gan.tracking.mlflow_store import URI_VARIABLE, import_problem, reason, store_of, store_problem, without_password
+from gan.tracking.mlflow_run import MlflowRun
+from gan.tracking.mlflow_store import URI_VARIABLE, count, import_problem, reason, store_problem
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Sent:
 def sync(run_dir: Path, experiment: str, params: Mapping[str, Any], total_kimg: float) -> Sent:
     """Send the ticks and pictures of a run folder that its MLflow run has not, oldest first, and its final status.
 
-    A run that MLflow does not know is made. Raises GanError if the folder has no ticks or the store fails.
+    A run that MLflow does not know is made. What lies in set-aside-NN/ stays there: those branches ended, and MLflow
+    has of them what it got. Raises GanError if the folder has no ticks or the store fails.
     """
     ticks = list(recorded_ticks(run_dir))
     if not ticks:
@@ -41,33 +42,19 @@ def sync(run_dir: Path, experiment: str, params: Mapping[str, Any], total_kimg: 
     except Exception as error:  # a broken installation raises all sorts
         raise GanError(f"{import_problem(error)}; nothing was sent") from error
     newest = ticks[-1]
-    run_dir = run_dir.absolute()
-    uri, artifact_location = store_of(run_dir.parent)
-    note = read_note(run_dir)
-    run = MlflowRun(
-        RunSpec(
-            uri=uri,
-            artifact_location=artifact_location,
-            experiment=experiment,
-            run_dir=run_dir,
-            params=params,
-            tags={},
-            run_id=note.run_id_in(without_password(uri), note.branch),
-            continued=True,
-            branch=note.branch,
-            start_time=ticks[0].timestamp,
-        )
-    )
+    branch = read_note(run_dir).branch
+    spec = spec_of(run_dir, experiment, params, {}, continued=True, branch=branch, start_time=ticks[0].timestamp)
+    run = MlflowRun(spec)
     refused = []
     try:
         run.open(running=False)
-        write_note(run_dir, Note(run.run_id, without_password(uri), note.branch))
+        write_note(spec.run_dir, Note(run.run_id, spec.shown_uri, branch))
         missing = [tick for tick in ticks if tick.nimg not in run.held]
         done = 0
         while done < len(missing):
             done += run.log_ticks(missing[done:])
         pictures = 0
-        for picture in recorded_pictures(run_dir, ticks, newest.nimg):
+        for picture in recorded_pictures(spec.run_dir, ticks, newest.nimg):
             try:
                 pictures += run.log_image(*picture)
             except Exception as error:
@@ -77,9 +64,10 @@ def sync(run_dir: Path, experiment: str, params: Mapping[str, Any], total_kimg: 
         if run.status != status and (run.status, status) != ("FAILED", "KILLED"):  # the one that knows more stays
             run.terminate(status, newest.timestamp)
     except Exception as error:  # every kind of store has its own
-        server = uri.startswith("http")
+        server = spec.uri.startswith("http")
         remedy = f"start it or check {URI_VARIABLE}, and run this again" if server else "mend that and run this again"
-        raise GanError(f"{store_problem(uri, error)}; {remedy}") from error
+        raise GanError(f"{store_problem(spec.uri, error)}; {remedy}") from error
     if refused:
-        raise GanError(f"MLflow does not take {len(refused)} pictures, the first is {refused[0]}; it has all the rest")
-    return Sent(len(missing), pictures, newest.nimg / 1000, without_password(uri))
+        pictures_refused = count(len(refused), "picture")
+        raise GanError(f"MLflow does not take {pictures_refused}, the first is {refused[0]}; it has all the rest")
+    return Sent(len(missing), pictures, newest.nimg / 1000, spec.shown_uri)

@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gan.tracking.mlflow_folder import Note, Picture, read_note, recorded_pictures, recorded_ticks, write_note
+from gan.tracking.mlflow_folder import Note, Picture, read_note, recorded_pictures, recorded_ticks, spec_of, write_note
 from gan.tracking.mlflow_import import import_mlflow, set_environment_defaults
-from gan.tracking.mlflow_run import MlflowRun, RunSpec, Tick, tick_of
-from gan.tracking.mlflow_store import import_problem, reason, store_of, store_problem, without_password
+from gan.tracking.mlflow_run import MlflowRun, Tick, tick_of
+from gan.tracking.mlflow_store import count, import_problem, reason, store_problem
 from gan.tracking.tracker import Report, print_line
 
 CLOSE_SECONDS = 20.0
@@ -24,22 +24,21 @@ TICKS_AT_ONCE = 100
 
 
 class MlflowTracker:
-    """Records a run in MLflow: in `outdir`/mlflow.db and `outdir`/mlartifacts, or where MLFLOW_TRACKING_URI says.
+    """Records a run in MLflow: in mlflow.db and mlartifacts/ beside `run_dir`, or where MLFLOW_TRACKING_URI says.
 
-    The run folder is `outdir`/`run_name`. A `continued` run has seen `nimg` images; its `run_id` is that of `state()`,
-    and without one the run that was recorded for this folder is looked up. Ticks and pictures that never arrived are
-    then sent from the folder. `branch` counts how often training went back to an older state: what follows is a run of
-    its own in MLflow, with all ticks and pictures up to there, and the runs before stay as they are.
+    A `continued` run has seen `nimg` images; its `run_id` is that of `state()`, and without one the run that was
+    recorded for this folder is looked up. Ticks and pictures that never arrived are then sent from the folder.
+    `branch` counts how often training went back to an older state: what follows is a run of its own in MLflow, with
+    all ticks and pictures up to there, and the runs before stay as they are.
 
     Nothing here raises or blocks, apart from `close`, which takes CLOSE_SECONDS at most. Importing MLflow and making
-    its database takes 10 s of a core; with `wait_for_tick` that begins at the first tick.
+    its database takes 10 s of a core; that begins at the first tick, or else when it is closed.
     """
 
     def __init__(
         self,
-        run_name: str,
+        run_dir: Path,
         experiment: str,
-        outdir: str | Path,
         params: Mapping[str, Any],
         tags: Mapping[str, Any],
         run_id: str | None = None,
@@ -47,25 +46,10 @@ class MlflowTracker:
         continued: bool = False,
         branch: int = 0,
         report: Report = print_line,
-        wait_for_tick: bool = False,
     ) -> None:
         set_environment_defaults()
-        run_dir = Path(outdir).absolute() / run_name
-        uri, artifact_location = store_of(run_dir.parent)
-        self._shown_uri = without_password(uri)
-        if continued and run_id is None:
-            run_id = read_note(run_dir).run_id_in(self._shown_uri, branch)
-        self._spec = RunSpec(
-            uri=uri,
-            artifact_location=artifact_location,
-            experiment=experiment,
-            run_dir=run_dir,
-            params=dict(params),
-            tags=dict(tags),
-            run_id=run_id,
-            continued=continued,
-            branch=branch,
-        )
+        self._spec = spec_of(run_dir, experiment, params, tags, run_id=run_id, continued=continued, branch=branch)
+        self._shown_uri = self._spec.shown_uri
         self._run = MlflowRun(self._spec)
         self._report_line = report
         self._changed = threading.Condition()  # guards the six fields below
@@ -81,8 +65,6 @@ class MlflowTracker:
         self._image_reported = False
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._started = False
-        if not wait_for_tick:
-            self._start()
 
     def tick(self, nimg: int, record: dict[str, Any]) -> None:
         """Queue the means of a record as the metrics of step `nimg`."""
@@ -123,7 +105,7 @@ class MlflowTracker:
             self._off = True
         if undelivered:
             self._report_line(
-                f"Warning: MLflow at {self._shown_uri} did not get {undelivered}; to send what is missing: "
+                f"WARNING:   MLflow at {self._shown_uri} did not get {undelivered}; to send what is missing: "
                 f"python -m gan mlflow-sync {shlex.quote(str(self._spec.run_dir))}"
             )
 
@@ -133,9 +115,9 @@ class MlflowTracker:
             return ""
         parts = []
         if kimg := [tick.nimg / 1000 for tick in self._ticks]:
-            parts.append(f"{len(kimg)} ticks (kimg {kimg[0]:.1f} to {kimg[-1]:.1f})")
+            parts.append(f"{count(len(kimg), 'tick')} (kimg {kimg[0]:.1f} to {kimg[-1]:.1f})")
         if pictures := len(self._images) + len(self._refused):
-            parts.append(f"{pictures} pictures")
+            parts.append(count(pictures, "picture"))
         if not parts and not self._complete:
             parts.append("the end of the run")
         return " and ".join(parts)

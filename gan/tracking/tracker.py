@@ -15,7 +15,8 @@ class Tracker(Protocol):
     def tick(self, nimg: int, record: dict[str, Any]) -> None:
         """Once a tick, at `nimg` images seen.
 
-        `record` is one stats.jsonl line: {"Loss/G/loss": {"num", "mean", "std"}, ..., "timestamp": seconds}.
+        `record` is one stats.jsonl line: {"Loss/G/loss": {"num", "mean", "std"}, ..., "timestamp": seconds,
+        "health": how training is doing, in words}.
         """
 
     def image(self, name: str, path: Path, nimg: int) -> None:

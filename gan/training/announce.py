@@ -20,14 +20,13 @@ def announcement(
     state: TrainingState,
     half_dtype: torch.dtype,
     cache_lines: list[str],
-    continuing: bool,
 ) -> Iterator[str]:
     """The lines."""
     data, progress = config.data, state.progress
     sizes = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (state.G, state.D)]
     shown = f"{data.resolution}x{data.resolution}, {'grey' if data.channels == 1 else 'RGB'}"
     classes = f", {data.label_dim} label values" if data.label_dim else ""
-    begin = f"continuing at {progress.nimg / 1000:g} kimg" if continuing else "starting"
+    begin = f"continuing at {progress.nimg / 1000:g} kimg" if progress.nimg else "starting"
     yield f"Run:       {run_dir} ({begin}, {config.total_kimg} kimg in all)"
     yield f"Data:      {data.path}: {len(dataset)} images, {shown}{classes}; decoded by {decoder()}"
     for line in cache_lines:

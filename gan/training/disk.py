@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import math
-import os
-import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ import torch
 
 from gan.config import TrainConfig
 from gan.errors import DiskFullError
-from gan.files import explain_os_error, nearest_existing, readable_size
+from gan.files import disk_size, free_bytes, readable_size
 from gan.models.rebuild import ShapesOnly
 from gan.networks import Discriminator, Generator
 from gan.tracking.mlflow_run import MAX_PREVIEW_SIZE
+from gan.tracking.mlflow_store import store_of
 from gan.training.grid import sheet_shape
-from gan.training.retention import milestones, snapshots_in, snapshots_to_remove
+from gan.training.retention import snapshots_in, snapshots_to_remove
 
 # What a file has besides the numbers, per tensor: names, and in a snapshot the source texts.
 _SNAPSHOT_TENSOR, _STATE_TENSOR = 700, 300  # bytes
@@ -29,14 +29,14 @@ _PNG_SHARE = 0.75  # of the pixels' bytes: photographs and early fakes have 0.4 
 
 def snapshot_bytes(config: TrainConfig) -> int:
     """Of a snapshot: both networks and the moving average of G, in float32."""
-    G, D = _networks(config)
+    G, D = network_shapes(config)
     tensors = [*G.state_dict().values()] * 2 + [*D.state_dict().values()]
     return 4 * _numbers(tensors) + _SNAPSHOT_TENSOR * len(tensors)
 
 
 def state_bytes(config: TrainConfig) -> int:
     """Of a training state: what a snapshot has, and two moments of each parameter."""
-    G, D = _networks(config)
+    G, D = network_shapes(config)
     tensors = [*G.state_dict().values()] * 2 + [*D.state_dict().values()]
     parameters = [*G.parameters(), *D.parameters()]
     numbers = _numbers(tensors) + 2 * _numbers(parameters)
@@ -58,9 +58,13 @@ def tensor_bytes(value: Any) -> int:
     return sum(tensor_bytes(item) for item in value) if isinstance(value, (list, tuple)) else 0
 
 
-def free_bytes(folder: Path) -> int:
-    """What this user can still write in a folder, which need not be there yet."""
-    return _usage(folder)[1]
+def size_of(paths: Iterable[Path]) -> int:
+    """Bytes of those files that are there."""
+    total = 0
+    for path in paths:
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total
 
 
 def check_room(path: Path, needed: int) -> None:
@@ -68,13 +72,18 @@ def check_room(path: Path, needed: int) -> None:
 
     The last 16 MB, or the last hundredth of a small disk, are left to what is smaller: statistics and the log.
     """
-    total, free = _usage(path.parent)
-    wanted = needed + needed // 20 + min(16_000_000, total // 100)
-    if total and free < wanted:  # some network file systems do not say how large they are
+    wanted, free = _wanted_and_free(path, needed)
+    if free < wanted:
         raise DiskFullError(
             f"{path}: no space left on the device: about {readable_size(wanted)} are needed and {readable_size(free)} "
             f"are free; free some, or choose another place"
         )
+
+
+def has_room(path: Path, needed: int) -> bool:
+    """Whether `check_room` would let it pass."""
+    wanted, free = _wanted_and_free(path, needed)
+    return free >= wanted
 
 
 def snapshots_due(config: TrainConfig) -> list[int]:
@@ -111,7 +120,7 @@ def forecast(config: TrainConfig, free: int, nimg: int = 0, present: Collection[
 
     def full_at(keep: int | None) -> int | None:
         other = dataclasses.replace(config, keep=keep)
-        return _full_at(other, kimgs, free, nimg, len(present), (snapshot, sheet + copies, state))
+        return _full_at(other, kimgs, free, present, nimg, (snapshot, sheet + copies, state))
 
     full = full_at(config.keep)
     if full is None:
@@ -132,46 +141,44 @@ def outlook(config: TrainConfig, folder: Path, nimg: int = 0) -> list[str]:
 
 
 def _full_at(
-    config: TrainConfig, kimgs: list[int], free: int, nimg: int, num_present: int, sizes: tuple[int, int, int]
+    config: TrainConfig, kimgs: list[int], free: int, present: Collection[int], nimg: int, sizes: tuple[int, int, int]
 ) -> int | None:
     """The first of the snapshots `kimgs` for which there is no room; None: there is for all.
 
     A new snapshot or state is written before an old one is removed.
     """
     snapshot, sheet, state = sizes
-    keep = len(kimgs) if config.keep is None else config.keep
-    stay = milestones(kimgs, config.keep_every)
-    num_old, num_sheets = 0, 0 if nimg else 2
+    there, num_sheets = sorted(present), 0 if nimg else 2
     num_states = 1 if nimg else config.keep_states + 1
-    for i, kimg in enumerate(kimgs):
-        num_old += i > keep and kimgs[i - keep - 1] in stay
-        if nimg and kimg <= nimg // 1000:
+    for kimg in kimgs:
+        if kimg in present or (nimg and kimg <= nimg // 1000):
             continue
+        there.append(kimg)
         num_sheets += 1
-        num_new = num_old + min(i, keep) + 1 - num_present
-        if num_new * snapshot + num_sheets * sheet + num_states * state > free:
+        if (len(there) - len(present)) * snapshot + num_sheets * sheet + num_states * state > free:
             return kimg
+        for gone in snapshots_to_remove(there, config.keep, config.keep_every, ()):
+            there.remove(gone)
     return None
 
 
-def _usage(folder: Path) -> tuple[int, int]:
-    """(all, free) bytes of the disk of a folder."""
-    try:
-        usage = shutil.disk_usage(nearest_existing(folder))
-    except OSError as error:
-        raise explain_os_error(error, folder) from error
-    return usage.total, usage.free
+def _wanted_and_free(path: Path, needed: int) -> tuple[int, int]:
+    total, free = disk_size(path.parent)
+    if total == 0:  # some network file systems do not say how large they are
+        return 0, 0
+    return needed + needed // 20 + min(16_000_000, total // 100), free
 
 
 def _mlflow_bytes(config: TrainConfig) -> int:
     """What MLflow keeps of a sheet beside the runs: a copy, and a preview that is reduced to its longest side."""
-    if "MLFLOW_TRACKING_URI" in os.environ or importlib.util.find_spec("mlflow") is None:
+    _, artifacts = store_of(Path())
+    if artifacts is None or importlib.util.find_spec("mlflow") is None:
         return 0
     longest = max(sheet_shape(config.data.resolution)) * config.data.resolution
     return int(sheet_bytes(config) * (1 + min(1, MAX_PREVIEW_SIZE / longest) ** 2))
 
 
-def _networks(config: TrainConfig) -> tuple[Generator, Discriminator]:
+def network_shapes(config: TrainConfig) -> tuple[Generator, Discriminator]:
     """Of no use but for their shapes."""
     with ShapesOnly():
         G = Generator(**config.network.generator_kwargs(config.data))

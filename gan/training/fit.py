@@ -10,9 +10,8 @@ import torch
 from gan.config import TrainConfig, usable_batch_gpu
 from gan.data import cache
 from gan.data.dataset import ImageDataset
-from gan.data.loader import LabelTable
-from gan.networks import set_half_dtype
-from gan.training import resources
+from gan.data.labels import LabelTable
+from gan.memory import available_bytes
 from gan.training.grid import FakesSheet
 from gan.training.micro_batch import groups_note, is_out_of_memory, release_memory
 from gan.training.plan import MemoryEstimate
@@ -42,7 +41,7 @@ def fitted(
         size, reason = by_trial(usable_batch_gpu(config), attempt, device)
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        size, reason = by_estimate(config, resources.available_memory_gb())
+        size, reason = by_estimate(config, available_bytes() / 2**30)
     note = groups_note(size, config.network.mbstd_group_size)
     found = dataclasses.replace(config, batch_gpu=size, fit_batch_gpu=False)
     return found, f"--batch-gpu auto: {reason}{note}"
@@ -100,8 +99,7 @@ def _attempt(config: TrainConfig, device: torch.device, half_dtype: torch.dtype,
         config = dataclasses.replace(config, cuda_graphs="auto")
     images_kept = torch.empty([on_device], dtype=torch.uint8, device=device)
     state = TrainingState(config, device)
-    for network in (state.G, state.D, state.G_ema):
-        set_half_dtype(network, half_dtype)
+    state.set_half_dtype(half_dtype)
     data, batch = config.data, config.batch_size // config.gpus
     labels = LabelTable(
         torch.zeros([1, data.label_dim], device=device),

@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gan.tracking.jsonl import mean_of
+
 # Runs that are well stay within 6 between the mean scores of reals and fakes (tests/golden, tests/training/curves);
 # one with a rate of G that is 20 times too high came back from 24 and, in a single tick, from 150. At 60 the gradient
 # of D's loss is e^-30 of what it was: D stands still where it has won.
@@ -56,7 +58,7 @@ class Vitals:
     @staticmethod
     def of(record: Mapping[str, Any]) -> Vitals:
         """Those of a record as trackers get it, or of a line of stats.jsonl, where null stands for not finite."""
-        losses = [entry for name, entry in record.items() if name.startswith("Loss/")]
+        losses = [name for name in record if name.startswith("Loss/")]
         return Vitals(
             kimg=_mean(record, "Progress/kimg"),
             p=_mean(record, "Progress/augment"),
@@ -65,7 +67,7 @@ class Vitals:
             fake=_mean(record, "Loss/scores/fake"),
             distance_real=_mean(record, "Health/distance/real"),
             distance_fake=_mean(record, "Health/distance/fake"),
-            bad_losses=any(math.isnan(_number(entry)) for entry in losses),
+            bad_losses=any(mean_of(record, name) is None for name in losses),
         )
 
 
@@ -217,9 +219,5 @@ def _score(score: float) -> str:
 
 
 def _mean(record: Mapping[str, Any], name: str) -> float:
-    return _number(record.get(name))
-
-
-def _number(entry: Any) -> float:
-    mean = entry.get("mean") if isinstance(entry, Mapping) else None
-    return float(mean) if isinstance(mean, (int, float)) and math.isfinite(mean) else math.nan
+    mean = mean_of(record, name)
+    return math.nan if mean is None else mean

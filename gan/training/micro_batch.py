@@ -126,7 +126,7 @@ class MicroBatch:
         smaller = [size for size in self._usable if 2 * size <= self.size]
         if not smaller:
             raise GanError(
-                f"out of memory in {name} with {images}, and fewer there are not; make the networks smaller with "
+                f"out of memory in {name} with {images}, the fewest there can be; make the networks smaller with "
                 f"--cbase and --cmax, or train where there is more memory"
             )
         self.size = smaller[-1]

@@ -1,8 +1,9 @@
 """The files of a run, made beside the training and written in the order in which they fell due.
 
 A picture sheet is computed a batch at a time between the steps; encoding and writing is the work of one thread. What is
-asked for first is on disk first: a training state is never there before the sheets and the snapshot that precede it, so
-a run that is killed at any moment goes on from a state and makes everything after it anew.
+asked for first is on disk first: a training state is never there before the sheets and the snapshot that precede it,
+but for those that could not be written, so a run that is killed at any moment goes on from a state and makes everything
+after it anew.
 """
 
 from __future__ import annotations
@@ -118,10 +119,15 @@ class Outputs:
         ready = torch.cuda.current_stream().record_event() if self._cuda else None
         with self._changed:
             self._handed.append((output, ready))
-            if not self._writing:
-                self._writing = True
-                self._thread = threading.Thread(target=self._write_all, name="outputs", daemon=True)
-                self._thread.start()
+            if self._writing:
+                return
+            self._writing = True
+        thread = threading.Thread(target=self._write_all, name="outputs", daemon=True)
+        try:
+            thread.start()
+            self._thread = thread
+        except RuntimeError:  # the system has no room for another thread
+            self._write_all()
 
     def _write_all(self) -> None:
         """Write what was handed over, and end: a thread that has computed anything keeps OpenMP threads of its own.

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from gan.config import TrainConfig
-from gan.networks import Discriminator, Generator
+from gan.files import free_bytes
 from gan.training import disk, retention
 
 # Fitted to whole runs on a CPU, whose peaks the estimate gives within 25 % (docs/experiments.md).
@@ -18,7 +18,7 @@ def describe_plan(config: TrainConfig, folder: str | Path = ".") -> list[str]:
     """The plan in lines for the screen. `folder`: that of the runs; for a run that continues, its own."""
     data, network, optim, augment = config.data, config.network, config.optim, config.augment
     present = retention.snapshots_in(Path(folder))
-    free, nimg = disk.free_bytes(Path(folder)), 1000 * max(present, default=0)
+    free, nimg = free_bytes(Path(folder)), 1000 * max(present, default=0)
     room, warning = disk.forecast(config, free, nimg, present)
     p = "none" if augment.multipliers is None else f"adaptive, target {augment.target:g}, p at most {augment.p_max:g}"
     if augment.multipliers is not None and augment.target is None:
@@ -59,8 +59,7 @@ class MemoryEstimate:
     def of(config: TrainConfig) -> MemoryEstimate:
         """The estimate for this run."""
         data, network = config.data, config.network
-        g = sum(p.numel() for p in Generator(**network.generator_kwargs(data)).parameters())
-        d = sum(p.numel() for p in Discriminator(**network.discriminator_kwargs(data)).parameters())
+        g, d = (sum(p.numel() for p in net.parameters()) for net in disk.network_shapes(config))
         # float32: weights, gradients, two moments each and the moving average of G; prepared weights; copies of all but
         # the gradients for the files.
         fixed = 4 * (5 * g + 4 * d + g + d + 4 * g + 3 * d)

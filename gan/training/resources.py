@@ -7,7 +7,6 @@ import importlib.util
 import os
 import platform
 import sys
-from pathlib import Path
 
 import torch
 
@@ -31,11 +30,6 @@ def cpu_memory_gb() -> float:
     return psutil.Process().memory_info().rss / 2**30
 
 
-def available_memory_gb() -> float:
-    """Memory that this process may still take: what is free on the machine, or less where it is limited."""
-    return min([_free_on_machine(), *_left_in_cgroups(), *_left_of_addresses()]) / 2**30
-
-
 def peak_gpu_memory_gb(device: torch.device) -> float:
     """The most GPU memory that was taken since the last call; 0 without CUDA."""
     if device.type != "cuda":
@@ -43,61 +37,6 @@ def peak_gpu_memory_gb(device: torch.device) -> float:
     peak = torch.cuda.max_memory_allocated(device) / 2**30
     torch.cuda.reset_peak_memory_stats(device)
     return peak
-
-
-def _free_on_machine() -> int:
-    if can_measure_memory():
-        import psutil
-
-        return psutil.virtual_memory().available
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"  # macOS: all there is
-    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _left_in_cgroups(mounted: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """Bytes left in each control group around this process that has a limit (Linux: containers, batch systems)."""
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        return []
-    left = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:  # version 2
-            top, names = mounted, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            top = mounted / "memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        folder = top / path.lstrip("/")
-        for group in (folder, *(parent for parent in folder.parents if parent.is_relative_to(top))):
-            left += _left_in_group(group, *names)
-    return left
-
-
-def _left_in_group(group: Path, limit: str, usage: str, cached: str) -> list[int]:
-    """Files that were read count as used, but are dropped for who needs memory."""
-    try:
-        numbers = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / usage).read_text()) - int(numbers.get(cached, 0))
-        return [max(int((group / limit).read_text()) - used, 0)]
-    except (OSError, ValueError):  # not there (a container sees its own as the top), or without a limit ("max")
-        return []
-
-
-def _left_of_addresses() -> list[int]:
-    """Bytes left of `ulimit -v`, if there is one."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return []
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except OSError:
-        return []
-    return [] if limit == resource.RLIM_INFINITY else [max(limit - pages * resource.getpagesize(), 0)]
 
 
 def device_name(device: torch.device) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,15 @@ import torch
 from gan import models
 from gan.config import TrainConfig
 from gan.data.dataset import ImageDataset
-from gan.data.loader import LabelTable
+from gan.data.labels import LabelTable
 from gan.errors import GanError
+from gan.files import flush
 from gan.networks import Generator
 from gan.tracking import Trackers, jsonl
-from gan.training import disk, retention, state_files
+from gan.training import disk, retention, run_folder, state_files
 from gan.training.grid import SampleGrid
 from gan.training.outputs import Output, Outputs
+from gan.training.run_folder import in_kimg
 from gan.training.state import TrainingState
 from gan.training.state_files import SavedState, StateFiles
 
@@ -87,8 +88,10 @@ class RunFiles:
             "resolution": data.resolution,
         }
 
+        needed = disk.tensor_bytes([networks[name].state_dict() for name in ("G", "D", "G_ema")])
+
         def write() -> None:
-            disk.check_room(path, disk.snapshot_bytes(self._config))
+            disk.check_room(path, needed)
             models.save(path, **networks, training_set_kwargs=kwargs)
             for name in retention.prune_snapshots(self._run_dir, self._config.keep, self._config.keep_every):
                 self._report(f"Removed {name}: --keep {self._config.keep}")
@@ -100,17 +103,17 @@ class RunFiles:
         """The snapshot of this moment."""
         return self._run_dir / f"network-snapshot-{self._state.progress.nimg // 1000:06d}.pkl"
 
-    def add_state(self, healthy: bool, networks: dict[str, Any] | None = None, said: bool = False) -> None:
-        """The training state; `networks`: copies that were made of them already; `said`: say when it is there."""
-        self.outputs.make_room("state")
+    def add_state(self, state: dict[str, Any], healthy_until: int, said: bool = False) -> None:
+        """The training state, a copy for which there is room in `outputs`; `said`: say when it is there."""
         self.remember(self.trackers.state())
-        saved = SavedState(self._state.copy(networks), dict(self._tracker_state), healthy)
+        saved = SavedState(state, dict(self._tracker_state), healthy_until)
 
         def write() -> None:
-            flush_to_disk(self._run_dir / jsonl.FILE_NAME)  # a state on disk implies the ticks before it
-            self._states.save(saved)
+            flush(self._run_dir / jsonl.FILE_NAME)  # a state on disk implies the ticks before it
+            for name in self._states.save(saved):
+                self._report(f"WARNING:   {name} had to go: there was no room for another state")
             if said:
-                self._report(f"Saved at {saved.nimg / 1000:g} kimg")
+                self._report(f"Saved at {in_kimg(saved.nimg)} kimg")
 
         self.outputs.add(Output(state_files.NEWEST, "state", write))
 
@@ -124,7 +127,8 @@ class RunFiles:
         nimg = self._states.newest_nimg
         if nimg is None:
             return "no state of the run was ever saved"
-        return f"the run is saved at {nimg / 1000:g} kimg: python train.py --resume {self._run_dir} goes on from there"
+        command = run_folder.resume_command(self._run_dir)
+        return f"the run is saved at {in_kimg(nimg)} kimg: {command} goes on from there"
 
     def _not_written(self, output: Output, error: GanError) -> None:
         """Training goes on: the space may come back, and what it has learned since the last state is not on disk."""
@@ -132,12 +136,3 @@ class RunFiles:
             raise error  # nothing can be kept here: better said now than after days
         self._report(f"WARNING:   {output.name} WAS NOT WRITTEN: {error}")
         self._report(f"WARNING:   training goes on, the next one is tried when it is due; {self._newest_state()}")
-
-
-def flush_to_disk(path: Path) -> None:
-    """Have what was written to a file survive a power failure."""
-    try:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    except OSError:  # not there yet; or a file system that cannot
-        return

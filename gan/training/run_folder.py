@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
-import shutil
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from gan.config import TrainConfig
 from gan.errors import GanError
 from gan.files import explain_os_error, write_text
-from gan.tracking import jsonl
 
 OPTIONS_FILE = "training_options.json"
 _LOCK_FILE = "run.lock"
-_NUMBERED = re.compile(r"(?:network-snapshot-|fakes)(\d{6,})\.(?:pkl|png)")
 
 
 def create(outdir: str | Path, config: TrainConfig) -> Path:
@@ -69,66 +69,50 @@ def newest_snapshot(outdir: str | Path) -> Path:
         raise GanError(f"{outdir}: holds no snapshot yet; train first, or name one with --network FILE") from None
 
 
+def in_kimg(nimg: int) -> str:
+    """To the image, as `--at` takes it: 1234.592."""
+    return f"{nimg / 1000:.10g}"
+
+
+def resume_command(run_dir: Path, *options: str) -> str:
+    """What to type to continue a run."""
+    return shlex.join(["python", "train.py", "--resume", str(run_dir), *options])
+
+
 @contextlib.contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
+def locked(run_dir: Path, report: Callable[[str], None]) -> Iterator[None]:
     """While open, no other process trains in this folder. Raises GanError if one does.
 
     A lock of the process: whatever ends it, kill -9 included, ends the lock, and processes that it forked hold no part.
+    `report` takes a line where that cannot be.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows keeps the files of a run from being replaced while another process has them open
-        yield
-        return
     path = run_dir / _LOCK_FILE
     try:
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
         raise explain_os_error(error, path) from error
     with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise GanError(f"{run_dir}: is being trained by {holder}; stop that one first, or wait for it") from error
-        except OSError:  # a file system without locks
-            yield
-            return
+        problem = _lock(file, run_dir)
+        if problem is not None:
+            report(f"Run:       {run_dir} cannot be locked ({problem}): take care that no other process trains there")
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-            file.flush()
+            os.truncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
         yield
 
 
-def new_set_aside(run_dir: Path, above: int = 0) -> Path:
-    """Make the folder `set-aside-01` or the next, with a number above `above`, and a copy of the statistics in it."""
-    taken = [set_aside_number(path) for path in run_dir.glob("set-aside-[0-9][0-9]*")]
-    aside = run_dir / f"set-aside-{max([above, *taken]) + 1:02d}"
+def _lock(file: TextIO, run_dir: Path) -> str | None:
+    """Lock it; what keeps that from being done, or None."""
     try:
-        aside.mkdir()
-        for path in (run_dir / jsonl.FILE_NAME, run_dir / OPTIONS_FILE):
-            if path.exists():
-                shutil.copy2(path, aside)
-    except OSError as error:
-        raise explain_os_error(error, aside) from error
-    return aside
-
-
-def set_aside_number(aside: Path) -> int:
-    """The number of a folder that `new_set_aside` made."""
-    return int(aside.name.rpartition("-")[2])
-
-
-def set_aside(run_dir: Path, nimg: int, aside: Path) -> None:
-    """Move snapshots and sheets of a time after `nimg` images; what may be of either side of that moment is copied."""
+        import fcntl
+    except ImportError:
+        return "this system has no such locks"
     try:
-        for path in sorted(run_dir.iterdir()):
-            match = _NUMBERED.fullmatch(path.name)
-            if match and int(match[1]) > nimg // 1000:
-                os.replace(path, aside / path.name)
-            elif match and int(match[1]) == nimg // 1000:
-                shutil.copy2(path, aside)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise GanError(f"{run_dir}: is being trained by {holder}; stop that one first, or wait for it") from error
     except OSError as error:
-        raise explain_os_error(error, aside) from error
+        return error.strerror or str(error)
+    return None

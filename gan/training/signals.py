@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 _STOP = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a batch system's warning, a closed terminal
 _SAVE = ("SIGUSR1",)
+_SAME_SECONDS = 2.0  # batch systems and terminals may tell a process and its group
 
 
 class Signals:
@@ -20,6 +22,7 @@ class Signals:
         self.stop_requested = False
         self.save_requested = False
         self._previous: dict[int, Any] = {}
+        self._stop_requested_at = 0.0
 
     def __enter__(self) -> Signals:
         for names, handler in ((_STOP, self._stop), (_SAVE, self._save)):
@@ -43,8 +46,11 @@ class Signals:
         return requested
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_requested:
+        again = number == signal.SIGINT or time.monotonic() > self._stop_requested_at + _SAME_SECONDS
+        if self.stop_requested and again and number != getattr(signal, "SIGHUP", None):
             raise KeyboardInterrupt
+        if not self.stop_requested:
+            self._stop_requested_at = time.monotonic()
         self.stop_requested = True
 
     def _save(self, number: int, frame: FrameType | None) -> None:

@@ -12,7 +12,7 @@ import torch
 from gan import schedule
 from gan.augment import AugmentPipe
 from gan.config import TrainConfig
-from gan.networks import Discriminator, Generator, forget_weights, prepare_weights
+from gan.networks import Discriminator, Generator, forget_weights, prepare_weights, set_half_dtype
 from gan.training.gradients import FlatGradients
 from torch_utils.stats import Stats
 
@@ -34,9 +34,9 @@ class Progress:
     seconds: float = 0.0
     """time spent on the run when the state was saved, over all its starts"""
     branch: int = 0
-    """how many times the run has gone back to an older state"""
+    """number of the folder that was made when the run last went back to an older state; 0: it never did"""
     rollbacks: int = 0
-    """how many of them were its own doing, after a failure"""
+    """how many times it went back by itself, after a failure"""
 
 
 class TrainingState:
@@ -73,6 +73,11 @@ class TrainingState:
     def p(self) -> torch.Tensor:
         """Augmentation probability `[]`, on the device."""
         return self.augment.p if self.augment is not None else torch.zeros([])
+
+    def set_half_dtype(self, dtype: torch.dtype) -> None:
+        """What the high resolutions of all networks compute in."""
+        for network in (self.G, self.D, self.G_ema):
+            set_half_dtype(network, dtype)
 
     def copy_networks(self) -> dict[str, Any]:
         """G, D, G_ema and augment_pipe (None: no augmentation) as they are now, for what takes its time with them."""

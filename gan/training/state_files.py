@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import pickle
 import re
 import zipfile
 from collections.abc import Callable
@@ -18,13 +17,15 @@ from typing import Any
 
 import torch
 
-from gan.errors import DiskFullError, GanError
-from gan.files import atomic_path, explain_os_error
+from gan.errors import GanError
+from gan.files import atomic_path
 from gan.training import disk
+from gan.training.micro_batch import is_out_of_memory
+from gan.training.run_folder import in_kimg
 
 NEWEST = "training-state.pt"
 _OLDER = re.compile(r"training-state-(\d{6,}\.\d{3})\.pt")
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,26 +36,40 @@ class SavedState:
     """of `TrainingState.state_dict`"""
     tracker: dict[str, Any]
     """of the trackers: plain values"""
-    healthy: bool = True
-    """whether training was doing well"""
+    healthy_until: int
+    """images at the end of the last tick that showed training to be well"""
 
     @property
     def nimg(self) -> int:
         """Images shown so far."""
         return int(self.state["progress"]["nimg"])
 
+    @property
+    def branch(self) -> int:
+        """See `Progress.branch`."""
+        return int(self.state["progress"]["branch"])
+
+    def branched(self, branch: int, rate: float) -> SavedState:
+        """The same moment on another branch; another `rate` than 1 multiplies the learning rates, for a rollback."""
+        progress, state = {**self.state["progress"], "branch": branch}, {**self.state}
+        if rate != 1:
+            progress["rollbacks"] += 1
+            for name in ("G_opt", "D_opt"):
+                groups = [{**group, "lr": group["lr"] * rate} for group in state[name]["param_groups"]]
+                state[name] = {**state[name], "param_groups": groups}
+        return SavedState({**state, "progress": progress}, tracker={}, healthy_until=self.healthy_until)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
     path: Path
     nimg: int
-    healthy: bool
 
 
 class StateFiles:
     """Writes and finds the states of `run_dir`, of which the newest `keep` stay. One process at a time may use it."""
 
-    def __init__(self, run_dir: Path, keep: int = 2) -> None:
+    def __init__(self, run_dir: Path, keep: int) -> None:
         self.newest_path = run_dir / NEWEST
         self._run_dir, self._keep = run_dir, keep
         self._kept: list[_Kept] = []  # newest first; those that cannot be read are not ours to remove
@@ -64,10 +79,14 @@ class StateFiles:
         """Of the newest state that was written or found; None: there is none."""
         return self._kept[0].nimg if self._kept else None
 
+    def healthy_nimg(self, healthy_until: int) -> int | None:
+        """Of the newest state after which a tick showed training to be well; None: there is none."""
+        return next((kept.nimg for kept in self._kept if kept.nimg <= healthy_until), None)
+
     def load_newest(self, report: Callable[[str], None]) -> SavedState | None:
         """The newest state that is whole; None if none was ever written.
 
-        A line says which ones are damaged; they are put aside. Raises GanError if all are.
+        A line says which ones are damaged. Raises GanError if all are.
         """
         damaged: list[GanError] = []
         for path in self._paths():
@@ -77,65 +96,74 @@ class StateFiles:
                 damaged.append(error)
                 continue
             for damage in damaged:
-                report(f"{damage}; going on from the state before it, {path.name} at {saved.nimg / 1000:g} kimg")
+                kimg = in_kimg(saved.nimg)
+                report(f"WARNING:   {damage}; going on from the one before it, {path.name} at {kimg} kimg")
             if damaged and self.newest_path.exists():  # out of the way of the next state, which is to replace it
                 os.replace(self.newest_path, self.newest_path.with_suffix(".pt.damaged"))
-            self._kept = [_Kept(path, saved.nimg, saved.healthy), *self._readable(than=path)]
+            self._kept = [_Kept(path, saved.nimg), *self._others(path)]
             return saved
         if damaged:
             raise GanError(f"{damaged[0]}, and no other one is whole; start a new run from the newest snapshot")
         return None
 
-    def list_kimg(self) -> list[float]:
-        """Where there is a state to go back to, in kimg, oldest first."""
-        return [kept.nimg / 1000 for kept in reversed(self._readable())]
-
     def load_at(self, kimg: float) -> SavedState:
-        """The newest state that is not beyond `kimg`. Raises GanError, listing those that there are."""
-        for kept in self._readable():
-            if kept.nimg <= kimg * 1000:
-                return read_state(kept.path)
-        raise self._no_such_state(f"--at {kimg:g}: {self._run_dir} keeps no state of that time")
+        """The newest whole state that is not beyond `kimg`. Raises GanError, listing those that there are."""
+        saved = self._load([kept for kept in self._kept if kept.nimg <= round(kimg * 1000)])
+        if saved is None:
+            there = ", ".join(in_kimg(kept.nimg) for kept in reversed(self._kept))
+            others = f"; there are states of {there} kimg" if there else ", nor any other"
+            raise GanError(f"--at {kimg:g}: {self._run_dir} keeps no state of that time{others}")
+        return saved
 
-    def load_healthy(self) -> SavedState | None:
-        """The newest state of a time when training was doing well."""
-        found = next((kept for kept in self._readable() if kept.healthy), None)
-        return None if found is None else read_state(found.path)
+    def load_healthy(self, healthy_until: int) -> SavedState | None:
+        """The newest whole state after which a tick showed training to be well."""
+        return self._load([kept for kept in self._kept if kept.nimg <= healthy_until])
 
     def set_aside(self, nimg: int, folder: Path) -> None:
-        """Move the states of a time after `nimg` images into `folder`."""
-        for kept in [kept for kept in self._readable() if kept.nimg > nimg]:
-            try:
-                os.replace(kept.path, folder / kept.path.name)
-            except OSError as error:
-                raise explain_os_error(error, folder) from error
-        self._kept = self._readable()
+        """Move the states of a time after `nimg` images into `folder`. Raises OSError."""
+        for kept in [kept for kept in self._kept if kept.nimg > nimg]:
+            os.replace(kept.path, folder / kept.path.name)
+            self._kept.remove(kept)
 
-    def save(self, saved: SavedState) -> None:
-        """Write the newest state. The one before it stays, under its own name.
+    def save(self, saved: SavedState) -> list[str]:
+        """Write the newest state. The one before it stays, under its own name, if it is of another moment.
 
-        Raises GanError, with all states as they were but for the oldest, if there is no room.
+        Returns the names of those that had to go for want of room: the oldest, the newest never. Raises GanError if
+        even that would not be enough; then all are as they were.
         """
-        self._make_room(disk.tensor_bytes(saved.state))
+        removed = self._make_room(disk.tensor_bytes(saved.state), saved.healthy_until)
+        same_moment = self.newest_nimg == saved.nimg
+        self._write(saved, before_publishing=None if same_moment else self._step_aside)
+        for kept in self._superfluous(saved.healthy_until):
+            self._remove(kept)
+        return removed
+
+    def replace_newest(self, saved: SavedState) -> None:
+        """Write the newest state in place of the one that is. Raises GanError."""
+        self._write(saved, before_publishing=None)
+
+    def _write(self, saved: SavedState, before_publishing: Callable[[], None] | None) -> None:
         # Given a path, torch.save says nothing of a disk when that is full; with an open file the write itself does.
         with atomic_path(self.newest_path) as temporary:
             with open(temporary, "wb") as file:
-                content = {"state": saved.state, "tracker": saved.tracker, "healthy": saved.healthy}
+                content = {"state": saved.state, "tracker": saved.tracker, "healthy_until": saved.healthy_until}
                 torch.save({"format": _FORMAT, **content}, file)
-            self._step_aside()
-        self._kept.insert(0, _Kept(self.newest_path, saved.nimg, saved.healthy))
-        for kept in self._superfluous():
-            self._remove(kept)
+            if before_publishing is not None:
+                before_publishing()
+        others = [kept for kept in self._kept if kept.path != self.newest_path]
+        self._kept = [_Kept(self.newest_path, saved.nimg), *others]
 
-    def _make_room(self, needed: int) -> None:
-        """Without room for one more the oldest go first, the newest never."""
-        while True:
-            try:
-                return disk.check_room(self.newest_path, needed)
-            except DiskFullError:
-                if len(self._kept) < 2:
-                    raise
-                self._remove(self._kept[-1])
+    def _make_room(self, needed: int, healthy_until: int) -> list[str]:
+        older = self._kept[:0:-1]
+        disk.check_room(self.newest_path, needed - disk.size_of(kept.path for kept in older))
+        removed = []
+        healthy = self.healthy_nimg(healthy_until)
+        for kept in sorted(older, key=lambda kept: kept.nimg == healthy):  # the last healthy one last
+            if disk.has_room(self.newest_path, needed):
+                break
+            self._remove(kept)
+            removed.append(kept.path.name)
+        return removed
 
     def _step_aside(self) -> None:
         """Give the newest state its own name: for a moment there is no newest, and then the new one."""
@@ -143,15 +171,12 @@ class StateFiles:
             newest = self._kept[0]
             own = self._run_dir / f"training-state-{newest.nimg / 1000:010.3f}.pt"
             os.replace(newest.path, own)
-            self._kept = [dataclasses.replace(newest, path=own), *(k for k in self._kept[1:] if k.path != own)]
+            self._kept = [_Kept(own, newest.nimg), *(kept for kept in self._kept[1:] if kept.path != own)]
 
-    def _superfluous(self) -> list[_Kept]:
+    def _superfluous(self, healthy_until: int) -> list[_Kept]:
         """All but the newest, and the newest healthy one."""
-        extra = self._kept[self._keep :]
-        if not any(kept.healthy for kept in self._kept[: self._keep]):
-            healthy = next((kept for kept in extra if kept.healthy), None)
-            return [kept for kept in extra if kept is not healthy]
-        return extra
+        healthy = self.healthy_nimg(healthy_until)
+        return [kept for kept in self._kept[self._keep :] if kept.nimg != healthy]
 
     def _remove(self, kept: _Kept) -> None:
         self._kept.remove(kept)
@@ -164,19 +189,21 @@ class StateFiles:
         older.sort(key=lambda path: path.name, reverse=True)
         return [self.newest_path, *older] if self.newest_path.exists() else older
 
-    def _readable(self, than: Path | None = None) -> list[_Kept]:
-        """The states that can be read, without reading them whole; newest first."""
+    def _others(self, besides: Path) -> list[_Kept]:
+        """The other states that can be read, without reading them whole; newest first."""
         found = []
         for path in self._paths():
-            if path != than:
+            if path != besides:
                 with contextlib.suppress(GanError):
-                    saved = _load(path, mmap=True)
-                    found.append(_Kept(path, saved.nimg, saved.healthy))
+                    found.append(_Kept(path, _load(path, mmap=True).nimg))
         return found
 
-    def _no_such_state(self, problem: str) -> GanError:
-        there = ", ".join(f"{kimg:g}" for kimg in self.list_kimg())
-        return GanError(f"{problem}; there are states of {there} kimg" if there else f"{problem}, nor any other")
+    def _load(self, kept: list[_Kept]) -> SavedState | None:
+        """The first of these that is whole."""
+        for one in kept:
+            with contextlib.suppress(GanError):
+                return read_state(one.path)
+        return None
 
 
 def read_state(path: Path) -> SavedState:
@@ -196,9 +223,15 @@ def read_state(path: Path) -> SavedState:
 def _load(path: Path, mmap: bool = False) -> SavedState:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        if content["format"] != _FORMAT:
+            raise GanError(f"{path}: not a training state that this version can continue")
+        saved = SavedState(content["state"], content["tracker"], content["healthy_until"])
+        _ = saved.nimg, saved.branch
+    except GanError:
+        raise
+    except Exception as error:  # damaged bytes raise all sorts
+        if is_out_of_memory(error):
+            raise
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise GanError(f"{path}: damaged or not a training state ({reason})") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise GanError(f"{path}: not a training state that this version can continue")
-    return SavedState(content["state"], content["tracker"], content.get("healthy", True))
+    return saved

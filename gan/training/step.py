@@ -14,13 +14,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gan import loss, schedule
 from gan.config import TrainConfig
-from gan.data.loader import LabelTable
+from gan.data.labels import LabelTable
 from gan.loss import Latents, PhaseOutput
 from gan.networks import forget_weights, prepare_weights
 from gan.training.devices import choose_graphs
 from gan.training.gradients import FlatGradients
 from gan.training.graphs import PhaseGraphs
-from gan.training.micro_batch import MicroBatch
+from gan.training.micro_batch import MicroBatch, release_memory
 from gan.training.state import TrainingState
 from gan.training.timing import PhaseTimer
 
@@ -96,6 +96,12 @@ class TrainStep:
     def batch_gpu(self) -> int:
         """Images at a time: those of the configuration, or fewer since memory ran out."""
         return self._micro_batch.size
+
+    def give_way(self) -> None:
+        """Memory is short beside the step: give back what is not in use, recorded phases included."""
+        if self.graphs is not None and self.graphs.gives_way():
+            self.graphs.forget()
+        release_memory(self.state.device)
 
     def _run(self, phase: Phase, real: torch.Tensor, real_c: torch.Tensor) -> None:
         """Take one Adam step on the gradients of the whole batch."""

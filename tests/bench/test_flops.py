@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from gan.bench.flops import PENALISED, TRAINED, network_flops, phase_flops, seconds_at
 from gan.config import DataInfo, TrainOptions, resolve
-from gan.data.loader import LabelTable
+from gan.data.labels import LabelTable
 from gan.networks import set_half_dtype
 from gan.training.state import TrainingState
 from gan.training.step import TrainStep

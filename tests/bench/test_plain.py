@@ -8,7 +8,7 @@ import torch
 from gan import augment
 from gan.bench import plain
 from gan.config import DataInfo, TrainConfig, TrainOptions, resolve
-from gan.data.loader import LabelTable
+from gan.data.labels import LabelTable
 from gan.loss import Latents
 from gan.networks import set_half_dtype
 from gan.training.state import TrainingState

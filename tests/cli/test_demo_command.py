@@ -1,17 +1,28 @@
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 from pathlib import Path
 
 import PIL.Image
+import pytest
 from click.testing import CliRunner
 
+from gan import config
 from gan.cli import main
+from gan.config import resolve
+from gan.data import sources
 
 
-def test_the_demo_draws_packs_trains_samples_and_says_what_to_do_next(outdir: Path, tmp_path: Path) -> None:
-    (tmp_path / "demo").mkdir()
-    outdir.rename(tmp_path / "demo/training-runs")
+@pytest.mark.usefixtures("light_runs")
+def test_the_demo_draws_packs_trains_samples_and_says_what_to_do_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # A hundred pictures in place of thousands, and four steps of training.
+    monkeypatch.setattr(sources, "DemoSource", functools.partial(sources.DemoSource, count=100))
+    monkeypatch.setattr(config, "resolve", lambda *about: dataclasses.replace(resolve(*about), total_kimg=0.064))
     result = CliRunner().invoke(main, ["demo", "--kimg", "1"])
     assert result.exit_code == 0, result.output
     for command in (

@@ -74,7 +74,7 @@ def test_a_run_that_mlflow_does_not_know_is_made(run_dir: Path, outdir: Path, st
 
 @pytest.mark.parametrize("noted", [True, False])
 def test_holes_are_filled_in_the_run_of_the_training(run_dir: Path, outdir: Path, store: Any, noted: bool) -> None:
-    tracker = MlflowTracker(run_dir.name, "x", outdir, {}, {}, report=lambda line: None)
+    tracker = MlflowTracker(run_dir, "x", {}, {}, report=lambda line: None)
     for nimg in (1000, 3000):
         tracker.tick(nimg, record(nimg))
     tracker.image("reals", run_dir / "reals.png", 0)
@@ -89,9 +89,9 @@ def test_holes_are_filled_in_the_run_of_the_training(run_dir: Path, outdir: Path
 
 
 def test_a_branch_is_sent_to_its_own_run(run_dir: Path, outdir: Path, store: Any) -> None:
-    first = MlflowTracker(run_dir.name, "x", outdir, {}, {}, report=lambda line: None)
+    first = MlflowTracker(run_dir, "x", {}, {}, report=lambda line: None)
     first.close("KILLED")
-    branch = MlflowTracker(run_dir.name, "x", outdir, {}, {}, continued=True, branch=1, report=lambda line: None)
+    branch = MlflowTracker(run_dir, "x", {}, {}, continued=True, branch=1, report=lambda line: None)
     branch.close("KILLED")
     assert run(run_dir).stdout.startswith("sent 4 ticks to ")
     assert store.get_run(branch.state()["run_id"]).data.metrics["Progress/kimg"] == 4.0
@@ -103,7 +103,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_the_rest_sent(run_dir: Path,
     (run_dir / "reals.png").write_bytes(b"not a picture")
     result = run(run_dir)
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"error: MLflow does not take 1 pictures, the first is {run_dir / 'reals.png'} (")
+    assert result.stderr.startswith(f"error: MLflow does not take 1 picture, the first is {run_dir / 'reals.png'} (")
     assert steps(store) == [1000, 2000, 3000, 4000]
     assert [file.path for file in store.list_artifacts(recorded(store).info.run_id, "grids")] == [
         "grids/fakes_init.png"

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 from click.testing import CliRunner, Result
+from runs import run_train
 from tiny import TINY, write_dataset
 
 from gan.cli.train import train
@@ -20,24 +22,22 @@ SURFACE = """
 --cbase --cmax --map-depth --mbstd-group --device --precision --tf32 --cuda-graphs --dry-run --json --help
 """
 
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(train, [str(a) for a in arguments])
+pytestmark = pytest.mark.usefixtures("light_runs")
 
 
 def problems(result: Result) -> list[str]:
-    assert "Traceback" not in result.output
     return [line.removeprefix("error: ") for line in result.output.splitlines() if line.startswith("error: ")]
 
 
 def test_the_command_line_is_frozen() -> None:
-    text = run("--help").output
+    text = run_train("--help").output
     shown = re.findall(r"^ {2}(?:-\w, )?(--[\w-]+)", text, flags=re.MULTILINE)
     assert sorted(shown) == sorted(SURFACE.split())
 
 
+@pytest.mark.usefixtures("full_runs")
 def test_a_tiny_run_writes_exactly_these_files(tiny_dataset: Path, outdir: Path) -> None:
-    result = run("--data", tiny_dataset, *TINY, "--tick", 0.5, "--snap", 2)
+    result = run_train("--data", tiny_dataset, *TINY, "--batch-gpu", 25, "--tick", 0.5, "--snap", 2)
     assert result.exit_code == 0, result.output
     (run_dir,) = outdir.glob("0*")
     assert run_dir.name == "00000-tiny-auto1-kimg1-batch125"
@@ -77,14 +77,14 @@ def test_a_tiny_run_writes_exactly_these_files(tiny_dataset: Path, outdir: Path)
 
 def test_the_number_of_a_new_run_is_the_next_free_one(tiny_dataset: Path, outdir: Path) -> None:
     (outdir / "00041-something").mkdir()
-    assert run("--data", tiny_dataset, *TINY).exit_code == 0
+    assert run_train("--data", tiny_dataset, *TINY).exit_code == 0
     assert (outdir / "00042-tiny-auto1-kimg1-batch125").is_dir()
 
 
 def test_conditional_grey_mirrored_fixed_augmentation_without_path_length(tmp_path: Path, outdir: Path) -> None:
     data = write_dataset(tmp_path / "grey.zip", channels=1, classes=3)
     arguments = ["--data", data, "--cfg=cifar", *TINY, "--cond=1", "--mirror=true", "--aug=fixed", "--p=0.3"]
-    result = run(*arguments, "--augpipe=bgcfnc", "--freezed=2", "--desc=odd")
+    result = run_train(*arguments, "--augpipe=bgcfnc", "--freezed=2", "--batch-gpu=125", "--desc=odd")
     assert result.exit_code == 0, result.output
     (run_dir,) = outdir.glob("0*")
     assert run_dir.name == "00000-grey-cond-mirror-cifar-kimg1-batch125-fixed-p0.3-bgcfnc-freezed2-odd"
@@ -95,7 +95,7 @@ def test_conditional_grey_mirrored_fixed_augmentation_without_path_length(tmp_pa
 
 
 def test_bfloat16_trains_on_a_cpu(tiny_dataset: Path, outdir: Path) -> None:
-    result = run("--data", tiny_dataset, *TINY, "--precision", "bf16", "--aug", "noaug")
+    result = run_train("--data", tiny_dataset, *TINY, "--precision", "bf16", "--aug", "noaug")
     assert result.exit_code == 0, result.output
     assert "bfloat16 from 8x8 on" in result.output
     (run_dir,) = outdir.glob("0*")
@@ -106,7 +106,7 @@ def test_bfloat16_trains_on_a_cpu(tiny_dataset: Path, outdir: Path) -> None:
 
 def test_dry_run_creates_nothing_and_prints_the_plan(tiny_dataset: Path, outdir: Path) -> None:
     before = sorted(p.name for p in outdir.iterdir())
-    result = run("--data", tiny_dataset, "--gpus", 8, "--dry-run")
+    result = run_train("--data", tiny_dataset, "--gpus", 8, "--dry-run")
     assert result.exit_code == 0
     assert "Plan" in result.output
     assert "GB a process (estimated)" in result.output
@@ -115,11 +115,11 @@ def test_dry_run_creates_nothing_and_prints_the_plan(tiny_dataset: Path, outdir:
 
 
 def test_batch_gpu_auto_is_planned_and_other_words_are_refused(tiny_dataset: Path, outdir: Path) -> None:
-    result = run("--data", tiny_dataset, "--batch", 24, "--batch-gpu", "auto", "--dry-run")
+    result = run_train("--data", tiny_dataset, "--batch", 24, "--batch-gpu", "auto", "--dry-run")
     assert result.exit_code == 0, result.output
     assert '"fit_batch_gpu": true' in result.output
     assert "24 on 1 process, as many at a time as fit, at most 24" in result.output
-    result = run("--data", tiny_dataset, "--batch-gpu", "most", "--dry-run")
+    result = run_train("--data", tiny_dataset, "--batch-gpu", "most", "--dry-run")
     assert result.exit_code == 2
     assert problems(result) == ["--batch-gpu most: is neither a whole number nor auto"]
 
@@ -138,7 +138,7 @@ def test_every_problem_is_listed_at_once_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = run(
+    result = run_train(
         "--data", "missing.zip", "--kimg", "x", "--gpus", 0, "--p", 0.1, "--bacth", 3, "--cfg", "best", "stray"
     )
     assert result.exit_code == 2
@@ -180,7 +180,7 @@ def test_a_bad_setting_is_one_clear_line(
     arguments: list[object], problem: str, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = run("--data", tiny_dataset, *arguments)
+    result = run_train("--data", tiny_dataset, *arguments)
     assert result.exit_code == 2, result.output
     assert any(problem in line for line in problems(result)), result.output
     assert list(tmp_path.iterdir()) == []
@@ -190,14 +190,14 @@ def test_a_bad_setting_is_one_clear_line(
 def test_a_dataset_that_is_no_zip_is_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "broken.zip"
     path.write_bytes(content)
-    result = run("--data", path)
+    result = run_train("--data", path)
     assert result.exit_code == 2
     assert any("broken.zip: not a readable zip file" in line for line in problems(result))
 
 
 def test_an_unwritable_outdir_is_named(tiny_dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    result = run("--data", tiny_dataset, *TINY, "--outdir", tmp_path / "file")
+    result = run_train("--data", tiny_dataset, *TINY, "--outdir", tmp_path / "file")
     assert result.exit_code == 1
     assert len(problems(result)) == 1
     assert "a part of this path is a file" in result.output
@@ -207,34 +207,33 @@ def test_a_truncated_snapshot_is_named_before_a_run_folder_is_made(tiny_dataset:
     broken = tmp_path / "net.pkl"
     broken.write_bytes(b"\x80\x04\x95 cut")
     runs = tmp_path / "runs"
-    result = run("--data", tiny_dataset, *TINY, "--outdir", runs, "--resume", broken)
+    result = run_train("--data", tiny_dataset, *TINY, "--outdir", runs, "--resume", broken)
     assert result.exit_code == 1
     assert any("net.pkl" in line for line in problems(result))
     assert not runs.exists()
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
-    result = run("--outdir", tmp_path, "--resume")
+    result = run_train("--outdir", tmp_path, "--resume")
     assert result.exit_code == 2
     assert "holds no run to continue" in result.output
-    result = run("--resume", tmp_path)
+    result = run_train("--resume", tmp_path)
     assert result.exit_code == 2
     assert "not a run folder" in result.output
 
 
-def test_a_finished_run_can_be_made_longer_but_not_another_run(tiny_dataset: Path, outdir: Path) -> None:
-    assert run("--data", tiny_dataset, *TINY).exit_code == 0
-    result = run("--resume")
+def test_a_finished_run_can_be_made_longer_but_not_another_run(whole: Path, outdir: Path) -> None:
+    run_dir = shutil.copytree(whole, outdir / whole.name)
+    result = run_train("--resume")
     assert result.exit_code == 0
     assert "There is nothing left to train; --kimg N makes the run longer" in result.output
-    result = run("--resume", "--gamma", 3, "--mirror")
+    result = run_train("--resume", "--gamma", 3, "--mirror")
     assert result.exit_code == 2
     assert [line.split()[0] for line in problems(result)] == ["--mirror", "--gamma"]
-    result = run("--resume", "--kimg", 2, "--batch-gpu", 5)
+    result = run_train("--resume", "--kimg", 2, "--batch-gpu", 25)
     assert result.exit_code == 0, result.output
-    (run_dir,) = outdir.glob("0*")
     assert (run_dir / "network-snapshot-000002.pkl").exists()
-    assert json.loads((run_dir / "training_options.json").read_text())["batch_gpu"] == 5
+    assert json.loads((run_dir / "training_options.json").read_text())["batch_gpu"] == 25
 
 
 def test_a_damaged_image_in_the_middle_ends_the_run_by_name(tmp_path: Path, outdir: Path) -> None:
@@ -247,7 +246,7 @@ def test_a_damaged_image_in_the_middle_ends_the_run_by_name(tmp_path: Path, outd
             if name.endswith("5.png"):
                 data = data[:60] + bytes(len(data) - 72) + data[-12:]
             target.writestr(name, data)
-    result = run("--data", tmp_path / "bad.zip", *TINY)
+    result = run_train("--data", tmp_path / "bad.zip", *TINY)
     assert result.exit_code == 1
     assert any("img00000005.png is damaged" in line for line in problems(result)), result.output
     assert result.output.count("img00000005.png") == 1

@@ -7,11 +7,13 @@ import errno
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ import torch
 from click.testing import CliRunner
 from tiny import TINY, write_dataset
 
+from gan import memory
 from gan.cli.train import train
 from gan.config import TrainConfig, check_cache
-from gan.data import cache, loader
+from gan.data import cache, cache_file
+from gan.data.cache_file import FileStore
 from gan.data.dataset import ImageDataset
 from gan.data.loader import BatchStream
 from gan.errors import GanError
@@ -38,6 +42,11 @@ def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
     return write_dataset(folder / "pets.zip", N, size=8, classes=3)
+
+
+def into(said: list[str]) -> Callable[[str, str], None]:
+    """What takes the lines of a stream."""
+    return lambda topic, line: said.append(line)
 
 
 def batches(stream: BatchStream, number: int = 3 * EPOCH) -> list[tuple[np.ndarray, list[int]]]:
@@ -62,7 +71,7 @@ def run_through(dataset: ImageDataset, number: int = 6 * EPOCH, **options: Any) 
     """Until the cache is complete; what was said."""
     said: list[str] = []
     options = {"cache": "disk", **options}
-    stream = BatchStream(dataset, BATCH, seed=0, report=said.append, **options)
+    stream = BatchStream(dataset, BATCH, seed=0, report=into(said), **options)
     batches(stream, number)
     stream.close()
     return [*stream.lines, *said]
@@ -99,7 +108,7 @@ def test_batches_are_the_same_in_every_mode(data: Path, view: dict[str, Any], st
     expected = [(everything[i], i) for _, i in reference(dataset(), start, 6 * EPOCH)]
     for mode, workers in [("off", 0), ("off", 2), ("ram", 2), ("disk", 0), ("device", 0), ("disk", 2)]:
         opened = dataset()
-        stream = BatchStream(opened, BATCH, 0, start, workers=workers, cache=mode, report=lambda line: None)
+        stream = BatchStream(opened, BATCH, 0, start, workers=workers, cache=mode, report=lambda topic, line: None)
         assert same(batches(stream, 6 * EPOCH), expected), (mode, workers)
         assert len(stream.worker_pids) == (workers if mode == "off" else 0)
         stream.close()
@@ -118,7 +127,7 @@ def test_each_image_is_decoded_once(data: Path, mode: str, monkeypatch: pytest.M
 
 
 def test_the_file_is_there_when_every_image_was_shown_and_not_before(data: Path) -> None:
-    stream = BatchStream(ImageDataset(data), BATCH, 0, cache="disk", report=lambda line: None)
+    stream = BatchStream(ImageDataset(data), BATCH, 0, cache="disk", report=lambda topic, line: None)
     assert "made as images are first shown" in stream.lines[0]
     for images, _ in itertools.islice(stream, EPOCH - 2):
         assert len(images) == BATCH
@@ -130,7 +139,7 @@ def test_the_file_is_there_when_every_image_was_shown_and_not_before(data: Path)
     dataset = ImageDataset(data)
     (name,) = caches_in(data.parent)
     assert name == f"pets.zip.{dataset.fingerprint[:8]}.cache"
-    assert (data.parent / name).stat().st_size == cache.HEADER_BYTES + N * 3 * 8 * 8
+    assert (data.parent / name).stat().st_size == cache_file.HEADER_BYTES + N * 3 * 8 * 8
     assert (data.parent / name).stat().st_mode & 0o444 == 0o444 & ~_umask()
     assert "complete: nothing is decoded" in run_through(ImageDataset(data))[0]
 
@@ -149,7 +158,7 @@ def test_a_stream_that_ends_early_leaves_nothing_behind(data: Path) -> None:
 def test_an_exit_in_the_first_epoch_leaves_nothing_behind(data: Path) -> None:
     code = """
 import sys, pathlib
-from gan.data.cache import FileStore
+from gan.data.cache_file import FileStore
 from gan.data.dataset import ImageDataset
 dataset = ImageDataset(sys.argv[1])
 path = dataset.content().file_in(pathlib.Path(sys.argv[1]).parent)
@@ -176,7 +185,9 @@ def test_what_killed_runs_left_is_removed_after_a_day(data: Path) -> None:
 
 def test_two_runs_at_once_do_not_disturb_each_other(data: Path) -> None:
     expected = reference(ImageDataset(data))
-    streams = [BatchStream(ImageDataset(data), BATCH, 0, cache="disk", report=lambda line: None) for _ in range(2)]
+    streams = [
+        BatchStream(ImageDataset(data), BATCH, 0, cache="disk", report=lambda topic, line: None) for _ in range(2)
+    ]
     seen: list[list[Any]] = [[], []]
     for _ in range(3 * EPOCH):
         for stream, mine in zip(streams, seen, strict=True):
@@ -258,7 +269,7 @@ def test_a_damaged_cache_is_named_and_made_again(data: Path, spoil: Any, said: s
     good = path.read_bytes()
     path.write_bytes(spoil(good))
     dataset = ImageDataset(data, cache_folder=data.parent)
-    stream = BatchStream(dataset, BATCH, 0, cache="disk", report=lambda line: None)
+    stream = BatchStream(dataset, BATCH, 0, cache="disk", report=lambda topic, line: None)
     assert stream.lines[1].startswith(f"{path} is ignored: ")
     assert said in stream.lines[1]
     assert same(batches(stream), expected)
@@ -281,19 +292,22 @@ def test_with_a_cache_no_image_is_looked_at_when_the_dataset_is_opened(
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_full_disk_is_said_and_training_goes_on(data: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     expected = reference(ImageDataset(data))
-    real, room = cache.FileStore._write, [1 + 6]
+    real, room = FileStore._write, [1 + 6]
 
-    def write(self: cache.FileStore, content: Any) -> None:
+    def write(self: FileStore, content: Any) -> None:
         room[0] -= 1
         if room[0] < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(self, content)
 
-    monkeypatch.setattr(cache.FileStore, "_write", write)
-    said: list[str] = []
-    stream = BatchStream(ImageDataset(data), BATCH, 0, workers=workers, cache="disk", report=said.append)
+    monkeypatch.setattr(FileStore, "_write", write)
+    said: list[tuple[str, str]] = []
+    stream = BatchStream(
+        ImageDataset(data), BATCH, 0, workers=workers, cache="disk", report=lambda *about: said.append(about)
+    )
     assert same(batches(stream), expected)
-    (line,) = said
+    ((topic, line),) = said
+    assert topic == "Cache"
     assert line.startswith("off, every image is decoded from now on: ")
     assert "no space left on the device; free some" in line
     assert caches_in(data.parent) == []
@@ -303,12 +317,12 @@ def test_a_full_disk_is_said_and_training_goes_on(data: Path, monkeypatch: pytes
 def test_a_disk_that_turns_out_full_at_the_end_is_said_too(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = reference(ImageDataset(data))
 
-    def flush(self: cache.FileStore) -> None:
+    def flush(self: FileStore) -> None:
         raise OSError(errno.EDQUOT, "Quota exceeded")
 
-    monkeypatch.setattr(cache.FileStore, "flush", flush)
+    monkeypatch.setattr(FileStore, "flush", flush)
     said: list[str] = []
-    stream = BatchStream(ImageDataset(data), BATCH, 0, workers=2, cache="disk", report=said.append)
+    stream = BatchStream(ImageDataset(data), BATCH, 0, workers=2, cache="disk", report=into(said))
     assert same(batches(stream), expected)
     stream.close()
     assert ["no space left" in line for line in said] == [True]
@@ -327,7 +341,7 @@ def test_a_folder_that_cannot_be_written_to_is_said(data: Path, monkeypatch: pyt
     def refuse(dest: Path) -> Path:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(cache, "temporary_beside", refuse)
+    monkeypatch.setattr(cache_file, "temporary_beside", refuse)
     stream = BatchStream(ImageDataset(data), BATCH, 0, cache="auto")
     assert "permission denied" in stream.lines[0]
     assert same(batches(stream), expected)
@@ -335,14 +349,11 @@ def test_a_folder_that_cannot_be_written_to_is_said(data: Path, monkeypatch: pyt
 
 
 def test_auto_takes_what_has_room(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    psutil = pytest.importorskip("psutil")
     dataset = ImageDataset(data)
     size = dataset.content().num_bytes
     room = {"disk": 2 * size, "memory": 4 * size}
-    usage = type("Usage", (), {"free": property(lambda self: room["disk"])})
-    memory = type("Memory", (), {"available": property(lambda self: room["memory"])})
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage())
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory())
+    monkeypatch.setattr(cache, "free_bytes", lambda folder: room["disk"])
+    monkeypatch.setattr(cache, "available_bytes", lambda: room["memory"])
 
     def mode(kind: str = "auto", gpu: int | None = None) -> str:
         return cache.choose(dataset, kind, gpu_free=gpu).mode
@@ -360,8 +371,27 @@ def test_auto_takes_what_has_room(data: Path, monkeypatch: pytest.MonkeyPatch) -
     line = cache.choose(dataset, "auto", gpu_free=size).lines[0]
     assert line.startswith("off, every image is decoded each time it is shown (")
     assert all(word in line for word in ("free on the GPU", "free in", "of free memory"))
-    monkeypatch.setitem(sys.modules, "psutil", None)
-    assert "not known without psutil" in cache.choose(dataset, "auto").lines[0]
+
+
+def test_a_disk_that_does_not_say_what_is_free_is_not_used(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(folder: Path) -> Any:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(shutil, "disk_usage", gone)
+    assert cache.choose(ImageDataset(data), "auto").mode == "ram"
+    choice = cache.choose(ImageDataset(data), "disk")
+    assert choice.mode == "off"
+    assert f"{data.parent}: {os.strerror(errno.ESTALE)}" in choice.lines[0]
+
+
+def test_what_a_container_may_not_take_is_not_free(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = ImageDataset(data)
+    size = dataset.content().num_bytes
+    monkeypatch.setattr(cache, "free_bytes", lambda folder: 0)
+    monkeypatch.setattr(memory, "_left_in_cgroups", lambda: [4 * size])
+    assert cache.choose(dataset, "auto").mode == "ram"
+    monkeypatch.setattr(memory, "_left_in_cgroups", lambda: [4 * size - 1])
+    assert cache.choose(dataset, "auto").mode == "off"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -381,13 +411,13 @@ def test_a_damaged_image_is_named_and_nothing_stays(data: Path, workers: int) ->
 
 
 def test_the_next_batch_is_ready_before_it_is_asked_for(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = loader._Decoder.decoded
+    real = ImageDataset.unflipped
 
-    def slow(self: Any, request: Any) -> Any:
-        time.sleep(0.2)
-        return real(self, request)
+    def slow(self: ImageDataset, row: int) -> np.ndarray:
+        time.sleep(0.2 / BATCH)
+        return real(self, row)
 
-    monkeypatch.setattr(loader._Decoder, "decoded", slow)
+    monkeypatch.setattr(ImageDataset, "unflipped", slow)
     stream = BatchStream(ImageDataset(data), BATCH, 0)
     next(stream)
     time.sleep(0.3)
@@ -395,6 +425,22 @@ def test_the_next_batch_is_ready_before_it_is_asked_for(data: Path, monkeypatch:
     next(stream)
     assert time.perf_counter() - begin < 0.15
     stream.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_kept_on_the_device_are_the_same(data: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is the CPU here."""
+    dataset = ImageDataset(data, mirror=True)
+    expected = reference(dataset, number=6 * EPOCH)
+    monkeypatch.setattr(BatchStream, "_free_memory", lambda self: 10**9)
+    for found in (False, True):
+        if found:
+            run_through(ImageDataset(data))
+        stream = BatchStream(dataset.view(mirror=True), BATCH, 0, workers=workers, cache="device")
+        assert stream.lines[0].startswith("device, ")
+        assert ("read from" in stream.lines[0]) == found
+        assert same(batches(stream, 6 * EPOCH), expected)
+        stream.close()
 
 
 @pytest.mark.gpu

@@ -23,7 +23,7 @@ import PIL.Image
 import pytest
 import torch
 
-from gan.data import cache, loader, workers
+from gan.data import cache_file, loader, workers
 from gan.data.dataset import ImageDataset
 from gan.data.loader import BatchStream
 from gan.data.sampler import epoch_order
@@ -82,9 +82,19 @@ def quiet() -> Iterator[None]:
 
 
 def opened(path: Path, said: list[str] | None = None, **options: Any) -> BatchStream:
+    """`said` takes the lines on the reading of images."""
+
+    def report(topic: str, line: str) -> None:
+        if said is not None and topic == "Data":
+            said.append(line)
+
     options = {"workers": 2, **options}
-    say = print if said is None else said.append
-    return BatchStream(ImageDataset(path), BATCH, seed=0, report=lambda line: None, notice=say, **options)
+    return BatchStream(ImageDataset(path), BATCH, seed=0, report=report, **options)
+
+
+def into(said: list[str]) -> Callable[[str, str], None]:
+    """What takes the lines of a stream."""
+    return lambda topic, line: said.append(line)
 
 
 def take(stream: BatchStream, number: int) -> Batches:
@@ -191,7 +201,7 @@ def test_a_file_that_breaks_is_named_when_it_is_due_with_workers_and_without(tmp
             write_zip(path, zipfile.ZIP_DEFLATED if kind == "deflated" else zipfile.ZIP_STORED)
         dataset = ImageDataset(path)
         said: list[str] = []
-        stream = BatchStream(dataset, BATCH, 0, workers=num_workers, cache=mode, report=said.append)
+        stream = BatchStream(dataset, BATCH, 0, workers=num_workers, cache=mode, report=into(said))
         pids = stream.worker_pids
         found = take(stream, 2)  # one of each process: both have opened the zip
         spoil(path)
@@ -232,7 +242,7 @@ def test_a_zip_that_was_replaced_before_the_workers_opened_it_is_not_mixed_with_
             archive.writestr(name, png(PIXELS[0] ^ 255))
     other.replace(data)
     said: list[str] = []
-    stream = BatchStream(dataset, BATCH, 0, workers=1, notice=said.append)
+    stream = BatchStream(dataset, BATCH, 0, workers=1, report=into(said))
     assert same(take(stream, EPOCH), expected(EPOCH))
     (line,) = said
     assert line.endswith(
@@ -442,7 +452,7 @@ def test_closing_does_not_wait_for_the_rest_of_a_batch(data: Path, monkeypatch: 
         return real(self, row)
 
     monkeypatch.setattr(ImageDataset, "unflipped", slow)
-    stream = BatchStream(ImageDataset(data), N, seed=0, cache="disk", report=lambda line: None)
+    stream = BatchStream(ImageDataset(data), N, seed=0, cache="disk", report=lambda topic, line: None)
     time.sleep(0.1)
     stream.close()
     assert len(begun) == 1
@@ -458,7 +468,7 @@ def test_a_cache_file_that_can_no_longer_be_read_is_said_and_training_goes_on(
         take(made, EPOCH + 1)
         made.close()
     said: list[str] = []
-    stream = BatchStream(ImageDataset(data, cache_folder=data.parent), BATCH, 0, cache="disk", report=said.append)
+    stream = BatchStream(ImageDataset(data, cache_folder=data.parent), BATCH, 0, cache="disk", report=into(said))
     found = take(stream, 5)
     if when == "complete":
         (path,) = data.parent.glob("*.cache")
@@ -470,7 +480,7 @@ def test_a_cache_file_that_can_no_longer_be_read_is_said_and_training_goes_on(
             raise OSError(errno.ESTALE, "Stale file handle")
 
         path = ImageDataset(data).content().file_in(data.parent)
-        monkeypatch.setattr(cache._Pixels, "take", fail)
+        monkeypatch.setattr(cache_file._Pixels, "take", fail)
         message = f"{path}: Stale file handle"
     found += take(stream, 2 * EPOCH)
     monkeypatch.undo()

@@ -26,9 +26,8 @@ def start(outdir):
 
     def start(**changes):
         settings = {
-            "run_name": NAME,
+            "run_dir": outdir / NAME,
             "experiment": "gan",
-            "outdir": outdir,
             "params": {"batch": 32, "data": {"mirror": True}},
             "tags": {"gan.cfg": "auto"},
             "report": lambda line: None,
@@ -114,11 +113,11 @@ def test_continued_by_id(start, store, outdir, record):
     assert len(store.list_artifacts(run_id, "images")) == 2  # one preview and MLflow's own thumbnail
 
 
-def test_continued_without_id_finds_the_run_of_its_folder(start, store, record):
+def test_continued_without_id_finds_the_run_of_its_folder(start, store, outdir, record):
     first = start()
     first.tick(4000, record(4000))
     first.close("KILLED")
-    other = start(run_name="00001-test")
+    other = start(run_dir=outdir / "00001-test")
     other.tick(4000, record(4000))
     other.close("KILLED")
     again = start(nimg=4000, continued=True)
@@ -136,7 +135,7 @@ def test_a_new_run_in_the_folder_of_a_deleted_one_is_a_new_run(start):
     assert first.state() != second.state()
 
 
-def test_a_request_that_arrived_twice_without_an_answer_leaves_one_run(start, store, monkeypatch):
+def test_a_request_that_arrived_twice_without_an_answer_leaves_one_run(start, store, record, monkeypatch):
     create = MlflowRun._create_run
     made = []
 
@@ -149,6 +148,7 @@ def test_a_request_that_arrived_twice_without_an_answer_leaves_one_run(start, st
     monkeypatch.setattr(MlflowRun, "_create_run", twice)
     lines = []
     tracker = start(report=lines.append)
+    tracker.tick(0, record(0))
     wait_until(lambda: any("is back" in line for line in lines))
     tracker.close("FINISHED")
     (run,) = store.search_runs([made[0].info.experiment_id])
@@ -240,6 +240,28 @@ def test_preview_that_arrived_without_its_picture_is_not_sent_again(start, store
     assert preview_steps(store, run_id) == [("fakes", "0")]
 
 
+def test_preview_that_arrived_without_an_answer_is_not_sent_again(start, store, outdir, record, monkeypatch):
+    log_image = type(store).log_image
+    sent = []
+
+    def without_an_answer(*args, **kwargs):
+        log_image(*args, **kwargs)
+        sent.append(args)
+        if len(sent) == 2:
+            raise TimeoutError("timed out")
+
+    monkeypatch.setattr(type(store), "log_image", without_an_answer)
+    tracker = start()
+    for name in ("reals", "fakes"):
+        tracker.image(name, draw(outdir / NAME / f"{name}.png"), 0)
+    tracker.tick(0, record(0))
+    wait_until(lambda: len(sent) == 2)
+    tracker.close("FINISHED")
+    run_id = tracker.state()["run_id"]
+    assert grids(store, run_id) == ["grids/fakes.png", "grids/reals.png"]
+    assert preview_steps(store, run_id) == [("fakes", "0"), ("reals", "0")]
+
+
 def test_a_branch_is_a_run_of_its_own_with_the_whole_history(start, store, outdir, record):
     stats = JsonlTracker(outdir / NAME)
     first = start()
@@ -278,15 +300,14 @@ def test_note_in_the_run_folder(start, outdir, monkeypatch):
     note = {"run_id": tracker.state()["run_id"], "tracking_uri": f"sqlite:///{outdir / 'mlflow.db'}", "branch": 0}
     assert json.loads((outdir / NAME / "mlflow-run.json").read_text()) == note
     (outdir / NAME).rename(outdir / "00000-moved")  # its tag in the store names the old folder
-    again = start(run_name="00000-moved", continued=True)
+    again = start(run_dir=outdir / "00000-moved", continued=True)
     again.close("FINISHED")
     assert again.state() == tracker.state()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{closed_port()}")
-    elsewhere = start(run_name="00000-moved", continued=True, branch=1)
-    wait_until(lambda: json.loads((outdir / "00000-moved/mlflow-run.json").read_text())["branch"] == 1)
+    elsewhere = start(run_dir=outdir / "00000-moved", continued=True, branch=1)
     elsewhere.close("KILLED")
     text = (outdir / "00000-moved/mlflow-run.json").read_text()
-    assert json.loads(text)["run_id"] is None
+    assert (json.loads(text)["run_id"], json.loads(text)["branch"]) == (None, 1)
     assert "secret" not in text
 
 
@@ -330,7 +351,7 @@ def test_server_that_does_not_answer(start, outdir, record, monkeypatch, capfd):
     assert lines == [
         f"MLflow at http://127.0.0.1:{port} does not answer (Connection refused); "
         "training goes on, ticks are kept and sent when it is back",
-        f"Warning: MLflow at http://127.0.0.1:{port} did not get 10 ticks (kimg 0.0 to 36.0); to send what is "
+        f"WARNING:   MLflow at http://127.0.0.1:{port} did not get 10 ticks (kimg 0.0 to 36.0); to send what is "
         f"missing: python -m gan mlflow-sync {outdir / NAME}",
     ]
     assert capfd.readouterr() == ("", "")
@@ -379,7 +400,8 @@ def flaky(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server")
     (tmp_path / NAME).mkdir()
     lines = []
-    tracker = MlflowTracker(NAME, "gan", tmp_path, {}, {}, report=lines.append)
+    tracker = MlflowTracker(tmp_path / NAME, "gan", {}, {}, report=lines.append)
+    tracker._start()
     wait_until(lambda: lines)
     del lines[:]
     yield tracker, lines, tracker._run
@@ -444,7 +466,7 @@ def test_close_gives_up_on_a_store_that_hangs(flaky, record, monkeypatch):
     began = time.perf_counter()
     tracker.close("FINISHED")
     assert time.perf_counter() - began < 2
-    assert "did not get 1 ticks (kimg 4.0 to 4.0)" in lines[0]
+    assert "did not get 1 tick (kimg 4.0 to 4.0)" in lines[0]
     run.held.add(4000)
     released.set()
 
@@ -452,7 +474,8 @@ def test_close_gives_up_on_a_store_that_hangs(flaky, record, monkeypatch):
 @pytest.mark.usefixtures("no_mlflow")
 def test_without_mlflow_one_line_says_so(tmp_path, record):
     lines = []
-    tracker = MlflowTracker(NAME, "gan", tmp_path, {}, {}, run_id="abc", nimg=4000, continued=True, report=lines.append)
+    run = {"run_id": "abc", "nimg": 4000, "continued": True}
+    tracker = MlflowTracker(tmp_path / NAME, "gan", {}, {}, report=lines.append, **run)
     tracker.tick(8000, record(8000))
     wait_until(lambda: lines)
     tracker.tick(12000, record(12000))
@@ -486,7 +509,7 @@ def test_fork_waits_for_the_import():
     def hold():
         with mlflow_import._fork_gate:
             held.set()
-            time.sleep(0.3)
+            time.sleep(0.1)
 
     thread = threading.Thread(target=hold)
     thread.start()
@@ -495,7 +518,7 @@ def test_fork_waits_for_the_import():
     child = os.fork()
     if child == 0:
         os._exit(0 if mlflow_import._fork_gate.acquire(blocking=False) else 1)
-    assert time.perf_counter() - began > 0.2
+    assert time.perf_counter() - began > 0.05
     assert os.waitpid(child, 0)[1] == 0
     thread.join()
 
@@ -512,6 +535,19 @@ def test_the_import_leaves_the_collector_as_it_was(enabled, monkeypatch):
     finally:
         gc.enable()
     assert set(seen) == {False}
+
+
+@pytest.mark.usefixtures("no_mlflow")
+def test_what_the_import_made_is_kept_from_the_collector_once(tmp_path, monkeypatch):
+    (tmp_path / "mlflow.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mlflow")
+    monkeypatch.setattr(mlflow_import, "_IMPORTED_LATER", ())
+    seen = []
+    monkeypatch.setattr(gc, "freeze", lambda: seen.append(gc.isenabled()))
+    for _ in range(2):
+        mlflow_import.import_mlflow()
+    assert seen == [False]
 
 
 def test_tick_of_leaves_out_what_is_no_number():

@@ -7,6 +7,7 @@ import errno
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
-from tiny import TINY
+from runs import RUN, run_train
 
 from gan import models
-from gan.cli.train import train
 from gan.config import DataInfo, TrainConfig, TrainOptions, resolve
 from gan.errors import DiskFullError, GanError
 from gan.files import atomic_path
@@ -64,13 +63,13 @@ def test_a_whole_run_takes_what_was_forecast(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    options = ["--data", tiny_dataset, "--outdir", tmp_path, *TINY, "--kimg", 2, "--tick", 0.25, "--snap", 3]
-    result = CliRunner().invoke(train, [str(option) for option in options], catch_exceptions=False)
+    options = ["--data", tiny_dataset, "--outdir", tmp_path, *RUN, "--keep-states", 2]
+    result = run_train(*options)
     assert result.exit_code == 0, result.output
     (run_dir,) = tmp_path.glob("0*")
     config = run_folder.read_options(run_dir)
     due = disk.snapshots_due(config)
-    assert due == [0, 1, 2]  # after 125, 875 (the file of kimg 0 again), 1625 and 2000 images
+    assert due == [0, 1]  # after 125, 625 (the file of kimg 0 again) and 1000 images
     snapshots = {path.name: path.stat().st_size for path in run_dir.glob("*.pkl")}
     assert snapshots.keys() == {f"network-snapshot-{kimg:06d}.pkl" for kimg in due}
     assert all(size == pytest.approx(disk.snapshot_bytes(config), rel=0.05) for size in snapshots.values())
@@ -81,8 +80,8 @@ def test_a_whole_run_takes_what_was_forecast(
     assert len(sheets) == len(due) + 2
     assert max(sheets) < disk.sheet_bytes(config) < 10 * max(sheets)
     line, warning = disk.forecast(config, free=10**9)
-    assert line.startswith("3 snapshots of ")
-    assert "5 sheets of up to " in line
+    assert line.startswith("2 snapshots of ")
+    assert "4 sheets of up to " in line
     assert warning is None
 
 
@@ -158,13 +157,13 @@ def test_what_a_run_that_continues_has_on_disk_needs_no_more_room(monkeypatch: p
 
 def test_the_plan_and_the_start_of_a_run_say_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(kimg=1000, tick=4.0, snap=25)
-    monkeypatch.setattr(disk.shutil, "disk_usage", space(10**9, 10**9))
+    monkeypatch.setattr(shutil, "disk_usage", space(10**9, 10**9))
     lines = plan.describe_plan(config, tmp_path / "new" / "runs")
     assert [line for line in lines if line.startswith("disk       11 snapshots of 2.5 MB, 13 sheets")]
     assert [line for line in lines if line.startswith("length ") and line.endswith("11 snapshots")]
     assert disk.outlook(config, tmp_path)[0].startswith("Disk:      11 snapshots")
     assert len(disk.outlook(config, tmp_path)) == 1
-    monkeypatch.setattr(disk.shutil, "disk_usage", space(10**9, 10**6))
+    monkeypatch.setattr(shutil, "disk_usage", space(10**9, 10**6))
     assert plan.describe_plan(config, tmp_path)[-1].startswith("           the disk may be full at about 0 kimg")
     assert disk.outlook(config, tmp_path)[1].startswith("WARNING:   the disk may be full at about 0 kimg")
 
@@ -183,7 +182,7 @@ def test_the_plan_and_the_start_of_a_run_say_it(tmp_path: Path, monkeypatch: pyt
 def test_room_is_looked_for_before_a_file_is_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, total: int, free: int, needed: int, fits: bool
 ) -> None:
-    monkeypatch.setattr(disk.shutil, "disk_usage", space(total, free))
+    monkeypatch.setattr(shutil, "disk_usage", space(total, free))
     path = tmp_path / "new" / "net.pkl"
     if fits:
         disk.check_room(path, needed)
@@ -198,7 +197,7 @@ def test_a_disk_that_is_gone_is_an_error_in_one_line(tmp_path: Path, monkeypatch
     def gone(folder: Path) -> Any:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    monkeypatch.setattr(disk.shutil, "disk_usage", gone)
+    monkeypatch.setattr(shutil, "disk_usage", gone)
     with pytest.raises(GanError, match=os.strerror(errno.ESTALE)):
         disk.check_room(tmp_path / "net.pkl", 1)
 

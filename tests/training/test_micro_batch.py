@@ -18,7 +18,7 @@ from gan.config import TrainConfig, usable_batch_gpu
 from gan.errors import GanError
 from gan.loss import PhaseOutput
 from gan.networks import set_half_dtype
-from gan.training import fit, resources
+from gan.training import fit
 from gan.training.fit import by_estimate, by_trial
 from gan.training.micro_batch import is_out_of_memory
 from gan.training.plan import MemoryEstimate, describe_plan
@@ -253,7 +253,8 @@ def test_a_configuration_is_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None
     dataset: Any = None  # only a GPU may hold it
     assert (config.batch_gpu, config.fit_batch_gpu) == (32, True)
     assert any("as many at a time as fit, at most 32" in line for line in describe_plan(config))
-    monkeypatch.setattr(resources, "available_memory_gb", lambda: MemoryEstimate.of(config).total(2) / 0.7 + 1e-6)
+    available = round((MemoryEstimate.of(config).total(2) / 0.7 + 1e-6) * 2**30)
+    monkeypatch.setattr(fit, "available_bytes", lambda: available)
     found, line = fit.fitted(config, CPU, torch.float32, dataset)
     assert found == dataclasses.replace(config, batch_gpu=2, fit_batch_gpu=False)
     assert line is not None
@@ -265,54 +266,6 @@ def test_a_configuration_is_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None
 def test_only_what_divides_into_whole_groups_is_tried() -> None:
     assert usable_batch_gpu(tiny_config(batch=24, mbstd_group=4)) == [1, 2, 3, 4, 8, 12, 24]
     assert usable_batch_gpu(tiny_config(batch=18, mbstd_group=4, batch_gpu=1)) == [1, 2, 3]
-
-
-# The memory that there is
-
-
-@pytest.mark.parametrize(
-    ("own", "folder", "names"),
-    [
-        ("0::/jobs/one\n", "jobs/one", ("memory.max", "memory.current", "inactive_file")),
-        (
-            "5:cpu:/x\n4:memory:/jobs/one\n",
-            "memory/jobs/one",
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        ),
-    ],
-    ids=["v2", "v1"],
-)
-def test_the_limits_of_control_groups_count(own: str, folder: str, names: tuple[str, str, str], tmp_path: Path) -> None:
-    (tmp_path / "own").write_text(own)
-    group = tmp_path / "mounted" / folder
-    group.mkdir(parents=True)
-
-    def write(at: Path, limit: str, used: int, cached: int) -> None:
-        (at / names[0]).write_text(f"{limit}\n")
-        (at / names[1]).write_text(f"{used}\n")
-        (at / "memory.stat").write_text(f"anon 5\n{names[2]} {cached}\n")
-
-    write(group, "1000", used=700, cached=200)
-    write(group.parent, "max", used=900, cached=0)
-    assert resources._left_in_cgroups(tmp_path / "mounted", tmp_path / "own") == [500]
-    write(group.parent, "1200", used=900, cached=0)
-    assert resources._left_in_cgroups(tmp_path / "mounted", tmp_path / "own") == [500, 300]
-    assert resources._left_in_cgroups(tmp_path / "mounted", tmp_path / "missing") == []
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a limit of memory that is kept")
-def test_the_limit_of_the_address_space_counts() -> None:
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    free = resources.available_memory_gb()
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, before[1]))
-    try:
-        limited = resources.available_memory_gb()
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-    assert 0.4 < limited <= 0.5 < free
 
 
 @pytest.mark.gpu

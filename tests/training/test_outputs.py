@@ -15,11 +15,9 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from click.testing import CliRunner
-from tiny import TINY
+from runs import RUN, assert_same, run_train
 
 from gan import models
-from gan.cli.train import train
 from gan.config import DataInfo, TrainOptions, resolve
 from gan.errors import GanError
 from gan.latent.sampling import tile
@@ -27,7 +25,7 @@ from gan.training import outputs as outputs_module
 from gan.training.grid import SampleGrid
 from gan.training.outputs import Output, Outputs
 from gan.training.state import TrainingState
-from gan.training.state_files import NEWEST, StateFiles, read_state
+from gan.training.state_files import StateFiles
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,9 +157,6 @@ def test_a_copied_state_stays_as_it_was() -> None:
         assert copy.keys() == state.state_dict().keys()
 
 
-RUN = [*TINY, "--batch-gpu", "125", "--kimg", "1", "--tick", "0.25", "--snap", "2"]
-
-
 def in_another_process(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run train.py's command with some code before it, and without MLflow."""
     start = f"import sys, threading; sys.modules['mlflow'] = None; sys.argv[0] = 'train.py'\n{code}\n"
@@ -189,12 +184,12 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    arguments = ["--data", str(tiny_dataset), *RUN]
-    assert CliRunner().invoke(train, arguments).exit_code == 0
+    arguments = ["--data", tiny_dataset, *RUN, "--keep-states", 2]
+    assert run_train(*arguments).exit_code == 0
     assert in_another_process(KILL, *arguments).returncode == -9
     whole, killed = sorted((tmp_path / "training-runs").glob("0*"))
 
-    newest = StateFiles(killed).load_newest(print)
+    newest = StateFiles(killed, 2).load_newest(print)
     assert newest is not None
     assert 0 < newest.nimg < 1000
     for path in killed.iterdir():  # everything before the second state is there, and no final name holds half a file
@@ -205,27 +200,24 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
     names = {path.name for path in killed.iterdir()}
     assert {"reals.png", "fakes_init.png", "fakes000000.png", "network-snapshot-000000.pkl"} <= names
 
-    assert CliRunner().invoke(train, ["--resume", str(killed)]).exit_code == 0
+    assert run_train("--resume", killed).exit_code == 0
     assert {p.name for p in killed.iterdir()} == {p.name for p in whole.iterdir()}
-    for picture in whole.glob("*.png"):
-        assert (killed / picture.name).read_bytes() == picture.read_bytes(), picture.name
-    one, other = (read_state(run / NEWEST).state["G_opt"]["state"] for run in (whole, killed))
-    assert all(torch.equal(one[i][key], other[i][key]) for i in one for key in one[i])
+    assert_same(whole, killed)
     assert not [thread for thread in threading.enumerate() if thread.name == "outputs"]
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_a_snapshot_that_cannot_be_written_stops_nothing_and_no_success_is_claimed(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "mlflow", None)
 
     def full(path: Path, **content: object) -> None:
         raise GanError(f"{path}: no space left on the device")
 
     with monkeypatch.context() as patch:
         patch.setattr(models, "save", full)
-        result = CliRunner().invoke(train, ["--data", str(tiny_dataset), *RUN])
+        result = run_train("--data", tiny_dataset, *RUN)
     (run_dir,) = (tmp_path / "training-runs").glob("0*")
     assert result.exit_code == 1
     assert f"network-snapshot-000000.pkl WAS NOT WRITTEN: {Path(*run_dir.parts[-2:])}" in result.output
@@ -234,24 +226,24 @@ def test_a_snapshot_that_cannot_be_written_stops_nothing_and_no_success_is_claim
     assert (run_dir / "fakes000001.png").exists()
     assert not list(run_dir.glob("*.pkl"))
 
-    result = CliRunner().invoke(train, ["--resume"])
+    result = run_train("--resume")
     assert result.exit_code == 0
     assert "Done: 1 kimg" in result.output
     assert [path.name for path in run_dir.glob("*.pkl")] == ["network-snapshot-000001.pkl"]
     models.load(run_dir / "network-snapshot-000001.pkl")
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_a_run_whose_first_state_cannot_be_written_ends_at_once(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "mlflow", None)
 
     def full(self: StateFiles, saved: object) -> None:
         raise GanError("training-state.pt: no space left on the device")
 
     monkeypatch.setattr(StateFiles, "save", full)
-    result = CliRunner().invoke(train, ["--data", str(tiny_dataset), *RUN])
+    result = run_train("--data", tiny_dataset, *RUN)
     assert result.exit_code == 1
     assert "error: training-state.pt: no space left" in result.output
     assert "tick 4" not in result.output

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gan.config import DataInfo, TrainConfig, TrainOptions, resolve
-from gan.data.loader import LabelTable
+from gan.data.labels import LabelTable
 from gan.training.gradients import FlatGradients
 from gan.training.graphs import PhaseGraphs
 from gan.training.state import TrainingState
