@@ -267,7 +267,7 @@ class TestProblems:
         listed = problems(
             gpus=0, gamma=-1.0, p=0.2, aug="ada", target=3.0, desc="a/b", subset=2000, fp32=True, precision="bf16"
         )
-        flags = ["--gpus", "--gamma", "--target", "--p", "--precision", "--desc", "--subset"]
+        flags = ["--gpus", "--gamma", "--target", "--precision", "--desc", "--p", "--subset"]
         assert [line.split()[0] for line in listed] == flags
 
     def test_what_does_not_divide_is_listed_with_the_rest(self):

@@ -41,6 +41,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def release_memory(device: torch.device) -> None:
     """Give back what nothing refers to; never inside an `except`, whose error refers to all that it came through."""
+    gc.unfreeze()  # what was alive when MLflow was imported counts too
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -79,7 +79,7 @@ class RunFiles:
 
     def add_snapshot(self, networks: dict[str, Any]) -> None:
         """The snapshot, in place of older ones that are not to stay."""
-        data, path = self._config.data, self.snapshot_path
+        data, path = self._config.data, self._run_dir / self.snapshot_name
         kwargs = {
             "path": data.path,
             "use_labels": data.cond,
@@ -99,9 +99,14 @@ class RunFiles:
         self.outputs.add(Output(path.name, "snapshot", write))
 
     @property
-    def snapshot_path(self) -> Path:
+    def snapshot_name(self) -> str:
         """The snapshot of this moment."""
-        return self._run_dir / f"network-snapshot-{self._state.progress.nimg // 1000:06d}.pkl"
+        return f"network-snapshot-{self._state.progress.nimg // 1000:06d}.pkl"
+
+    @property
+    def sheet_name(self) -> str:
+        """The sheet of fakes that goes with it."""
+        return f"fakes{self._state.progress.nimg // 1000:06d}.png"
 
     def add_state(self, state: dict[str, Any], healthy_until: int, said: bool = False) -> None:
         """The training state, a copy for which there is room in `outputs`; `said`: say when it is there."""

@@ -136,7 +136,8 @@ class Trainer:
         """What is left to do for a run that was complete: the last files and MLflow may not have been."""
         self._open_trackers()
         try:
-            if not self.files.snapshot_path.exists():
+            last = (self.run_dir / self.files.sheet_name, self.run_dir / self.files.snapshot_name)
+            if not all(path.exists() for path in last):
                 self._save(self._add_snapshot())
             self._finish_last_files()
             self.print("There is nothing left to train; --kimg N makes the run longer")
@@ -247,7 +248,7 @@ class Trainer:
         """Snapshot and sheet; returns the copies of the networks that are in them."""
         self.files.outputs.make_room("snapshot")
         networks = self._with_memory(self.state.copy_networks)
-        self.files.add_fakes(f"fakes{self.state.progress.nimg // 1000:06d}.png", networks["G_ema"], self.step.batch_gpu)
+        self.files.add_fakes(self.files.sheet_name, networks["G_ema"], self.step.batch_gpu)
         self.files.add_snapshot(networks)
         return networks
 
@@ -317,5 +318,5 @@ class Trainer:
 
     def _finish_last_files(self) -> None:
         self.files.outputs.finish()
-        self.files.require(self.files.snapshot_path.name, state_files.NEWEST)
+        self.files.require(self.files.sheet_name, self.files.snapshot_name, state_files.NEWEST)
         self.print(f"Done: {self._kimg} kimg in {self.run_dir}")
