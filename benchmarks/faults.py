@@ -166,11 +166,13 @@ def full_disk(bench: Bench, count: int) -> Fault:
         with small_disk(outdir, "32m"):
             fault.runs += 1
             process = bench.start(outdir, uri=NOWHERE)
-            time.sleep(bench.first_step + bench.rng.uniform(0, bench.seconds - bench.first_step) * 0.5)
+            if i % 3:  # else it may be full before the first state: then the run ends at once
+                wait_for_state(outdir)
+            time.sleep(bench.rng.uniform(0, bench.seconds - bench.first_step) * 0.4)
             fill(outdir / "ballast")
             fault.injected += 1
             time.sleep(bench.rng.uniform(0.5, 1.5))
-            if i % 2 == 0:  # else it stays full to the end: no success may be claimed
+            if i % 2:  # else it stays full to the end: no success may be claimed
                 (outdir / "ballast").unlink()
             output, _ = process.communicate()
             fault.notes["not_written"] += output.count("WAS NOT WRITTEN")
@@ -314,6 +316,12 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def wait_for_state(outdir: Path) -> None:
+    """Until a run has saved its first state."""
+    while not any(outdir.glob(f"0*/{NEWEST}")):
+        time.sleep(0.05)
 
 
 def fill(path: Path) -> None:

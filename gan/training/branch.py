@@ -64,18 +64,6 @@ def finish_going_back(run_dir: Path, states: StateFiles, newest: SavedState) -> 
         raise explain_os_error(error, aside) from error
 
 
-def set_all_aside(run_dir: Path) -> Path:
-    """Move all statistics, snapshots and sheets of a run that begins anew into a folder; which one."""
-    aside = _folder(run_dir, max([0, *_taken(run_dir)]) + 1)
-    try:
-        aside.mkdir()
-        for path in [*_sheets_and_snapshots(run_dir), run_dir / jsonl.FILE_NAME]:
-            os.replace(path, aside / path.name)
-    except OSError as error:
-        raise explain_os_error(error, aside) from error
-    return aside
-
-
 def _folder(run_dir: Path, branch: int) -> Path:
     return run_dir / f"set-aside-{branch:02d}"
 

@@ -12,7 +12,7 @@ from gan.errors import GanError
 from gan.files import remove_leftovers
 from gan.tracking import jsonl
 from gan.training import run_folder
-from gan.training.branch import finish_going_back, go_back, set_all_aside
+from gan.training.branch import finish_going_back, go_back
 from gan.training.micro_batch import release_memory
 from gan.training.run_folder import in_kimg
 from gan.training.signals import Signals
@@ -20,6 +20,7 @@ from gan.training.state_files import SavedState, StateFiles
 from gan.training.trainer import Outcome, Trainer
 
 _RATE_AFTER_FAILURE = 0.5
+_SURELY_SAVED_SECONDS = 600
 
 
 def train(
@@ -83,14 +84,17 @@ def _state_to_go_on_from(
     if newest is None:
         _check_that_none_was_lost(run_dir, config)
         say("Run:       it was stopped before its first training state was written, so it begins anew")
-        if len(list(jsonl.read_records(run_dir / jsonl.FILE_NAME))) > 1:  # no room for a state, but it did train
-            say(f"Run:       what it had done is in {set_all_aside(run_dir)}")
     return newest
 
 
 def _check_that_none_was_lost(run_dir: Path, config: TrainConfig) -> None:
-    """A run has a state from its first snapshot on, unless that could not be written, and then it stops at once."""
-    if any(path.name > "network-snapshot-000000.pkl" for path in run_dir.glob("network-snapshot-*.pkl")):
+    """A run has a state soon after its first snapshot, unless that could not be written, and then it stops at once."""
+    later = any(path.name > "network-snapshot-000000.pkl" for path in run_dir.glob("network-snapshot-*.pkl"))
+    seconds = max(
+        (jsonl.mean_of(record, "Timing/total_sec") or 0 for record in jsonl.read_records(run_dir / jsonl.FILE_NAME)),
+        default=0,
+    )
+    if later or seconds > max(60 * config.save_every, _SURELY_SAVED_SECONDS):
         raise GanError(
             f"{run_dir}: its training states are gone, so it cannot be continued; start a new run from its newest "
             f"snapshot with --data {config.data.path} --resume SNAPSHOT"

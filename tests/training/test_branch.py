@@ -9,7 +9,7 @@ import pytest
 
 from gan.errors import GanError
 from gan.training import branch
-from gan.training.branch import finish_going_back, go_back, set_all_aside
+from gan.training.branch import finish_going_back, go_back
 from gan.training.state_files import NEWEST, SavedState, StateFiles
 
 SHEETS = [f"fakes{kimg:06d}.png" for kimg in (0, 4, 8)] + [f"network-snapshot-{kimg:06d}.pkl" for kimg in (0, 4, 8)]
@@ -123,8 +123,3 @@ def test_without_room_nothing_is_half_copied(run: Path, monkeypatch: pytest.Monk
         go_back(run, states, older, above=0)
     assert names(run / "set-aside-01") == set()
     assert opened(run)[1].nimg == 8500
-
-
-def test_a_run_that_begins_anew_keeps_what_it_had_done(run: Path) -> None:
-    aside = set_all_aside(run)
-    assert names(aside) == {*SHEETS, "stats.jsonl"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import threading
@@ -105,9 +106,14 @@ def test_a_run_stopped_before_its_first_state_begins_anew_in_its_folder(tiny_dat
     assert_same(whole, run_dir)
 
 
-def test_states_that_are_gone_are_not_mistaken_for_a_beginning(finished: Path) -> None:
+@pytest.mark.parametrize("sign", ["a later snapshot", "a long time"])
+def test_states_that_are_gone_are_not_mistaken_for_a_beginning(sign: str, finished: Path) -> None:
     for path in finished.glob("training-state*.pt"):
         path.unlink()
+    if sign == "a long time":
+        (finished / "network-snapshot-000001.pkl").unlink()
+        tick = {name: {"mean": value} for name, value in (("Progress/kimg", 1), ("Timing/total_sec", 700))}
+        (finished / "stats.jsonl").write_text(json.dumps(tick) + "\n")
     result = run_train("--resume")
     assert result.exit_code == 1
     assert "its training states are gone" in result.output
