@@ -34,7 +34,12 @@ def create(outdir: str | Path, config: TrainConfig) -> Path:
                 continue
     except OSError as error:
         raise explain_os_error(error, outdir) from error
-    write_options(run_dir, config)
+    try:
+        write_options(run_dir, config)
+    except GanError:
+        with contextlib.suppress(OSError):  # no run without its options
+            run_dir.rmdir()
+        raise
     return run_dir
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from runs import held
 
-from gan.errors import GanError
+from gan.config import DataInfo, TrainOptions, resolve
+from gan.errors import DiskFullError, GanError
 from gan.training import run_folder
 
 
@@ -38,3 +39,16 @@ def test_commands_can_be_typed_as_they_are_printed() -> None:
 @pytest.mark.parametrize(("nimg", "text"), [(125, "0.125"), (1_234_592, "1234.592"), (25_000_128, "25000.128")])
 def test_kimg_are_shown_to_the_image(nimg: int, text: str) -> None:
     assert run_folder.in_kimg(nimg) == text
+
+
+def test_a_folder_whose_options_cannot_be_written_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise DiskFullError("no space left")
+
+    monkeypatch.setattr(run_folder, "write_text", full)
+    config = resolve(TrainOptions(data="x"), DataInfo("x", "x", 10, 16, 3))
+    with pytest.raises(DiskFullError):
+        run_folder.create(tmp_path / "runs", config)
+    assert list((tmp_path / "runs").iterdir()) == []
