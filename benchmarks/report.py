@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md out of benchmarks/results/: `python benchmarks/report.py`."""
+"""The tables of docs/performance.md and reliability.md out of benchmarks/results/: `python benchmarks/report.py`."""
 
 from __future__ import annotations
 
@@ -70,8 +70,15 @@ def quality() -> None:
         row(line["curve"].removeprefix("Loss/"), line["third"], *means, difference, f"{line['spread']:.3f}")
 
 
+def faults() -> None:
+    header("fault", "times", "runs", "lost, torn or different", "besides")
+    for name, fault in results("faults").items():
+        besides = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in fault["notes"].items())
+        row(name, fault["injected"], fault["runs"], len(fault["problems"]), besides)
+
+
 def main() -> None:
-    for table in (train_step, scaling, profile, quality):
+    for table in (train_step, scaling, profile, quality, faults):
         if (harness.RESULTS / f"{table.__name__}.json").exists():
             print(f"\n## {table.__name__}\n")
             table()
