@@ -274,8 +274,14 @@ class Trainer:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        self.step.give_way()
-        return copy()
+        self.step.give_way()  # here, where the error refers to nothing any more
+        try:
+            return copy()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            smaller = run_folder.resume_command(self.run_dir, "--batch-gpu", "auto")
+            raise GanError(f"out of memory beside the training, for a copy to write: {smaller}") from error
 
     def _save_and_finish(self) -> None:
         self._save()

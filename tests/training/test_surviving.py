@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from runs import RUN, after_step, assert_same, held, kimg, run_train, untimed
 from gan.data.loader import BatchStream
 from gan.training import run_files, ticks, trainer
 from gan.training.health import Health, Vitals
+from gan.training.state import TrainingState
 from gan.training.state_files import NEWEST, read_state
 
 pytestmark = pytest.mark.usefixtures("light_runs", "_here")
@@ -307,3 +309,26 @@ def test_the_command_of_the_run_can_be_repeated(tiny_dataset: Path) -> None:
     assert result.exit_code == 2
     assert "--p 0.5: the run has 0, and what is learned depends on it" in result.output
     assert "goes with" not in result.output
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_memory_that_is_short_for_a_copy_to_write(
+    times: int, tiny_dataset: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [times]
+    copy_networks = TrainingState.copy_networks
+
+    def short(self: TrainingState) -> dict[str, Any]:
+        if self.progress.nimg > 500 and left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return copy_networks(self)
+
+    monkeypatch.setattr(TrainingState, "copy_networks", short)
+    result, run_dir = new_run(tiny_dataset)
+    if times == 1:
+        assert result.exit_code == 0, result.output
+        assert_same(whole, run_dir)
+    else:
+        assert result.exit_code == 1
+        assert f"python train.py --resume {run_dir} --batch-gpu auto" in result.output
