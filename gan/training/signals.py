@@ -27,7 +27,9 @@ class Signals:
     def __enter__(self) -> Signals:
         for names, handler in ((_STOP, self._stop), (_SAVE, self._save)):
             for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
-                if signal.getsignal(number) is signal.SIG_IGN:  # nohup, for one, means it
+                # nohup means it. That a shell has a job in the background ignore SIGINT keeps the terminal's Ctrl-C from
+                # it, but whoever sends it one by `kill -INT` means that.
+                if number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN:
                     continue
                 try:
                     self._previous[number] = signal.signal(number, handler)

@@ -53,3 +53,14 @@ def test_nohup_is_respected() -> None:
             assert not asked.stop_requested
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_job_in_the_background_can_be_told_to_stop() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Signals() as asked:
+            signal.raise_signal(signal.SIGINT)
+            assert asked.stop_requested
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
