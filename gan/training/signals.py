@@ -27,7 +27,7 @@ class Signals:
     def __enter__(self) -> Signals:
         for names, handler in ((_STOP, self._stop), (_SAVE, self._save)):
             for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
-                # nohup means it. That a shell has a job in the background ignore SIGINT keeps the terminal's Ctrl-C from
+                # nohup means it. That a shell has a job in the background ignore SIGINT keeps a Ctrl-C from
                 # it, but whoever sends it one by `kill -INT` means that.
                 if number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN:
                     continue
