@@ -26,7 +26,6 @@ from gan.bench.result import Method, PhaseTime, Result, Share, Timing
 from gan.config import TrainConfig
 from gan.data.dataset import ImageDataset
 from gan.data.labels import LabelTable
-from gan.networks import set_half_dtype
 from gan.training import resources
 from gan.training.batches import batches_on
 from gan.training.devices import choose_half_dtype, prepare
@@ -160,8 +159,7 @@ class _Contestant:
     ) -> None:
         self.config, self.device, self._feed = config, device, feed
         self.state = TrainingState(config, device)
-        for network in (self.state.G, self.state.D, self.state.G_ema):
-            set_half_dtype(network, half_dtype)
+        self.state.set_half_dtype(half_dtype)
         labels = LabelTable.of(dataset, device)
         self.step: Any
         if name == "plain":

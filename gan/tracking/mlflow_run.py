@@ -52,7 +52,7 @@ class RunSpec:
     continued: bool
     """Whether the folder may have a run already; if not, one is made."""
     branch: int = 0
-    """How often training went back to an older state: each time the rest is a run of its own."""
+    """Above 0 after training went back to an older state: each time the rest is a run of its own."""
     start_time: int | None = None
     """Of a run that is made, in milliseconds since 1970; None: now."""
 

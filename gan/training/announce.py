@@ -10,6 +10,7 @@ import torch
 from gan.config import TrainConfig
 from gan.data.dataset import ImageDataset, decoder
 from gan.training import disk, resources
+from gan.training.run_folder import in_kimg
 from gan.training.state import TrainingState
 
 
@@ -26,7 +27,7 @@ def announcement(
     sizes = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (state.G, state.D)]
     shown = f"{data.resolution}x{data.resolution}, {'grey' if data.channels == 1 else 'RGB'}"
     classes = f", {data.label_dim} label values" if data.label_dim else ""
-    begin = f"continuing at {progress.nimg / 1000:g} kimg" if progress.nimg else "starting"
+    begin = f"continuing at {in_kimg(progress.nimg)} kimg" if progress.nimg else "starting"
     yield f"Run:       {run_dir} ({begin}, {config.total_kimg} kimg in all)"
     yield f"Data:      {data.path}: {len(dataset)} images, {shown}{classes}; decoded by {decoder()}"
     for line in cache_lines:
@@ -34,8 +35,7 @@ def announcement(
     yield f"Networks:  G {sizes[0]:.2f} M parameters, D {sizes[1]:.2f} M"
     yield f"Batch:     {config.batch_size}, {config.batch_gpu} at a time"
     yield f"Computing: {resources.computing(state.device, state.G, half_dtype)}"
-    for line in disk.outlook(config, run_dir, progress.nimg):
-        yield line
+    yield from disk.outlook(config, run_dir, progress.nimg)
     if not resources.can_measure_memory():
         yield "Memory:    cpumem reads 0, because psutil is not installed"
     if config.init_from and progress.nimg == 0:

@@ -84,6 +84,17 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+def return_freed_memory() -> None:
+    """Have glibc return what is free, and what is freed from now on: memory is short."""
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        glibc = ctypes.CDLL(None)
+        glibc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+        glibc.mallopt(_M_TRIM_THRESHOLD, 1 << 20)
+        glibc.malloc_trim(0)
+
+
 def _cpu_has_bf16() -> bool:
     """bfloat16 matrix instructions (AMX or AVX512-BF16); emulated ones are slower than float32."""
     capabilities = getattr(torch.cpu, "get_capabilities", None)

@@ -13,7 +13,7 @@ from gan.data.dataset import ImageDataset
 from gan.data.labels import LabelTable
 from gan.memory import available_bytes
 from gan.training.grid import FakesSheet
-from gan.training.micro_batch import groups_note, is_out_of_memory, release_memory
+from gan.training.micro_batch import at_a_time, groups_note, is_out_of_memory, release_memory
 from gan.training.plan import MemoryEstimate
 from gan.training.state import TrainingState
 from gan.training.step import TrainStep
@@ -54,9 +54,9 @@ def by_trial(candidates: Sequence[int], attempt: Callable[[int], None], device: 
         fits = _succeeds(attempt, size)
         release_memory(device)
         if fits:
-            return size, f"{_images(size)} fit{'s' * (size == 1)}" + (f", {failed} do not" if failed else "")
+            return size, f"{at_a_time(size)} fit{'s' * (size == 1)}" + (f", {failed} do not" if failed else "")
         failed = size
-    return min(candidates), f"not even {_images(min(candidates))} fits; trying nevertheless"
+    return min(candidates), f"not even {at_a_time(min(candidates))} fits; trying nevertheless"
 
 
 def by_estimate(config: TrainConfig, available_gb: float) -> tuple[int, str]:
@@ -67,14 +67,10 @@ def by_estimate(config: TrainConfig, available_gb: float) -> tuple[int, str]:
     fitting = [size for size in candidates if estimate.total(size) <= budget]
     if fitting:
         size = max(fitting)
-        return size, f"{_images(size)} need{'s' * (size == 1)} about {estimate.total(size):.1f} GB of {within}"
+        return size, f"{at_a_time(size)} need{'s' * (size == 1)} about {estimate.total(size):.1f} GB of {within}"
     size = min(candidates)
     need = f"{estimate.total(size):.1f} GB"
-    return size, f"not even {_images(size)}, about {need}, is within {within}; trying nevertheless"
-
-
-def _images(size: int) -> str:
-    return f"{size} image{'s' * (size > 1)} at a time"
+    return size, f"not even {at_a_time(size)}, about {need}, is within {within}; trying nevertheless"
 
 
 def _succeeds(attempt: Callable[[int], None], size: int) -> bool:

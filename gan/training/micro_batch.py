@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
-import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,6 +11,7 @@ import torch
 
 from gan.config import TrainConfig, usable_batch_gpu
 from gan.errors import GanError
+from gan.training.devices import return_freed_memory
 
 if TYPE_CHECKING:
     from gan.training.graphs import PhaseGraphs
@@ -29,7 +28,6 @@ _SAYINGS = (
 )
 # oneDNN, when there is no memory for code that it compiles. It goes on saying so when there is memory again.
 _BROKEN = "could not create a primitive"
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -45,12 +43,8 @@ def release_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    elif sys.platform.startswith("linux"):  # where `devices.keep_freed_memory` keeps it, for speed; no longer
-        with contextlib.suppress(OSError, AttributeError):
-            glibc = ctypes.CDLL(None)
-            glibc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
-            glibc.mallopt(_M_TRIM_THRESHOLD, 1 << 20)
-            glibc.malloc_trim(0)
+    else:
+        return_freed_memory()
 
 
 class MicroBatch:
@@ -123,7 +117,7 @@ class MicroBatch:
         return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     def _shrink(self, name: str) -> None:
-        images = f"{self.size} image{'s' * (self.size > 1)} at a time"
+        images = at_a_time(self.size)
         smaller = [size for size in self._usable if 2 * size <= self.size]
         if not smaller:
             raise GanError(
@@ -150,6 +144,11 @@ class MicroBatch:
             torch.cuda.set_rng_state(random, self._device)
         else:
             torch.set_rng_state(random)
+
+
+def at_a_time(batch_gpu: int) -> str:
+    """A micro-batch in words."""
+    return f"{batch_gpu} image{'s' * (batch_gpu > 1)} at a time"
 
 
 def groups_note(batch_gpu: int, group: int) -> str:

@@ -14,14 +14,17 @@ from gan.training.timing import PhaseTimer
 
 
 class Ticks:
-    """The ticks of a run. Counters and times survive in the state's progress, health in the records of stats.jsonl."""
+    """The ticks of a run. Counters and times survive in the state's progress, health in the records of stats.jsonl.
 
-    def __init__(self, config: TrainConfig, state: TrainingState, timer: PhaseTimer) -> None:
+    `healthy_until`: images at the end of the last tick that was healthy.
+    """
+
+    def __init__(self, config: TrainConfig, state: TrainingState, timer: PhaseTimer, healthy_until: int) -> None:
         self._config, self._state, self._timer = config, state, timer
         self._origin = time.monotonic() - state.progress.seconds
         self._vitals: list[Vitals] = []  # of all ticks
         self.health = assess([], None)
-        self.healthy_until = 0  # images at the end of the last tick that was healthy
+        self.healthy_until = healthy_until
         self.data_wait = 0.0  # seconds in this tick
 
     @property
@@ -31,8 +34,8 @@ class Ticks:
 
     def recall(self, records: Iterable[dict[str, Any]]) -> None:
         """The ticks of earlier starts."""
-        for record in records:
-            self._assess(record)
+        self._vitals = [Vitals.of(record) for record in records]
+        self._assess()  # the last one: those before it were assessed when they ended
 
     def is_due(self) -> bool:
         """Whether a tick ends with this step."""
@@ -62,7 +65,10 @@ class Ticks:
             "Resources/peak_gpu_mem_gb": resources.peak_gpu_memory_gb(self._state.device),
         }
         record.update({name: {"num": 1, "mean": value, "std": 0.0} for name, value in scalars.items()})
-        self._assess(record)
+        self._vitals.append(Vitals.of(record))
+        self._assess()
+        if self.health.healthy:
+            self.healthy_until = progress.nimg
         return {**record, "timestamp": time.time(), "health": self.health.word}
 
     def begin_next(self) -> None:
@@ -73,8 +79,5 @@ class Ticks:
         progress.tick_start_seconds = self.seconds
         self.data_wait = 0.0
 
-    def _assess(self, record: dict[str, Any]) -> None:
-        self._vitals.append(Vitals.of(record))
+    def _assess(self) -> None:
         self.health = assess(self._vitals, self._config.augment.adaptive_p_max)
-        if self.health.healthy:
-            self.healthy_until = round(self._vitals[-1].kimg * 1000)

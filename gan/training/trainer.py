@@ -91,7 +91,8 @@ class Trainer:
         labels = LabelTable.of(dataset, self.device)
         self.step = TrainStep(self.state, config, labels, self.print, self._remember_micro_batch)
         self.files = RunFiles(config, run_dir, dataset, labels, self.state, states, self.print)
-        self.ticks = Ticks(config, self.state, self.step.timer)
+        healthy_until = 0 if saved is None else saved.healthy_until
+        self.ticks = Ticks(config, self.state, self.step.timer, healthy_until)
         self._states, self._signals = states, signals
         self._start_nimg = self.state.progress.nimg
         self._state_saved_at = time.monotonic()
