@@ -25,7 +25,7 @@ import torch
 
 from gan.data.dataset import ImageDataset
 from gan.data.loader import BatchStream
-from gan.data.pack import pack
+from gan.data.packing import pack
 from gan.data.sources import open_source
 from gan.training.devices import keep_freed_memory
 

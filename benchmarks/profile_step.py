@@ -44,7 +44,7 @@ def kind_of(event: Any) -> str:
 
 def shares(res: int, **options: Any) -> dict[str, float]:
     """{kind: its share of the time of 16 steps}"""
-    config = resolve(TrainOptions(data="x", batch=16, **options), DataInfo("x", "x", 1000, res, 3))
+    config = resolve(TrainOptions(data="x", batch=16, **options), DataInfo("x", "x", 1000, res, res, 3))
     device, half_dtype = prepare(config)
     state = TrainingState(config, device)
     if state.augment is not None:

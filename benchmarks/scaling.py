@@ -33,7 +33,7 @@ def with_images(thousands: int) -> dict[str, float]:
     from gan.bench.images import RandomImages
     from gan.data.dataset import ImageDataset
     from gan.data.loader import BatchStream
-    from gan.data.pack import pack
+    from gan.data.packing import pack
 
     class Many(RandomImages):
         def __init__(self) -> None:

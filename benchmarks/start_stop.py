@@ -57,7 +57,7 @@ def config_of(data: Path) -> Any:
     from gan.config import DataInfo, TrainOptions, resolve
 
     options = TrainOptions(data=str(data), cbase=CBASE, cmax=CMAX, batch=BATCH, kimg=1000, snap=1)
-    return resolve(options, DataInfo(str(data), "data", IMAGES, RES, 3))
+    return resolve(options, DataInfo(str(data), "data", IMAGES, RES, RES, 3))
 
 
 def flags(data: Path, outdir: Path) -> list[str]:

@@ -45,7 +45,7 @@ def run_case(case: dict[str, Any], seconds: float, periods: int) -> dict[str, An
     res, plain, p = case.pop("res"), case.pop("plain", True), case.pop("p", 0.2)
     with tempfile.TemporaryDirectory() as folder:
         dataset = random_dataset(Path(folder) / "random.zip", res)
-        info = DataInfo(str(dataset.path), "random", len(dataset), res, 3)
+        info = DataInfo(str(dataset.path), "random", len(dataset), res, res, 3)
         config = resolve(TrainOptions(data=str(dataset.path), cache="ram", **case), info)
         config = dataclasses.replace(config, augment=dataclasses.replace(config.augment, initial_p=p))
         result = measure(config, dataset, against_plain=plain, seconds=seconds, periods=periods)

@@ -95,7 +95,7 @@ class AugmentPipe(torch.nn.Module):
         self.register_buffer("Hz_fbank", torch.as_tensor(wavelet_bank(), dtype=torch.float32))
 
     def forward(self, images: torch.Tensor, debug_percentile: float | None = None) -> torch.Tensor:
-        """Augment `[N, C, H, W]` float32 images in [-1, 1].
+        """Augment `[N, C, H, W]` float32 images in [-1, 1], all channels alike but for colours: see `apply_colour`.
 
         Args:
             debug_percentile: apply every transform, at this percentile of its distribution, instead of drawing.
@@ -371,15 +371,20 @@ def reflected(index: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def apply_colour(images: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Multiply the colours of `[N, 1 or 3, H, W]` by `[N, 4, 4]`; grey images use the mean of the matrix's RGB rows."""
+    """Multiply the colours of `[N, C, H, W]` by `[N, 4, 4]`.
+
+    Grey images (C = 1) use the mean of the matrix's RGB rows; the alpha of RGBA images (C = 4) stays as it is.
+    """
     n, channels, height, width = images.shape
+    if channels == 4:
+        return torch.cat([apply_colour(images[:, :3], matrix), images[:, 3:]], dim=1)
     if channels == 3:
         factor, offset = matrix[:, :3, :3], matrix[:, :3, 3:]
     elif channels == 1:
         mean_row = matrix[:, :3].mean(dim=1, keepdim=True)
         factor, offset = mean_row[:, :, :3].sum(dim=2, keepdim=True), mean_row[:, :, 3:]
     else:
-        raise ValueError(f"colour transforms take images of 1 or 3 channels, not {channels}")
+        raise ValueError(f"colour transforms take images of 1, 3 or 4 channels, not {channels}")
     return torch.baddbmm(offset, factor, images.reshape(n, channels, height * width)).reshape(images.shape)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gan.errors import GanError, UsageError
+from gan.image_size import nominal_resolution
 from gan.presets import AUGMENT_PIPES, DEMO_PRESET, PRESETS, PRETRAINED, Preset
 
 AUGMENT_MODES = ("ada", "fixed", "noaug")
@@ -21,6 +22,7 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 CUDA_GRAPHS = ("auto", "on", "off")
 CACHES = ("auto", "device", "disk", "ram", "off")
 DIVERGENCE = ("stop", "rollback", "ignore")
+IMAGE_MODES = {1: "grey", 3: "RGB", 4: "RGBA"}  # by the number of channels
 
 
 def _opt(default: Any, text: str) -> Any:
@@ -91,7 +93,8 @@ class DataInfo:
     name: str
     num_images: int
     """before --subset and --mirror"""
-    resolution: int
+    height: int
+    width: int
     channels: int
     label_dim: int = 0
     """columns of a label; 0 without --cond"""
@@ -103,13 +106,30 @@ class DataConfig:
 
     path: str
     name: str
-    resolution: int
+    height: int
+    width: int
     channels: int
     num_images: int
     label_dim: int
     cond: bool
     mirror: bool
     subset: int | None
+
+    @property
+    def resolution(self) -> int:
+        """What the images count as where a preset asks for "the resolution"."""
+        return nominal_resolution((self.width, self.height))
+
+    @property
+    def img_resolution(self) -> int | list[int]:
+        """The size as networks take it: one number for squares of a power of two, else `[height, width]`."""
+        is_plain = self.width == self.height == self.resolution
+        return self.resolution if is_plain else [self.height, self.width]
+
+    @property
+    def described(self) -> str:
+        """`96x64 RGBA`."""
+        return describe_image(self.height, self.width, self.channels)
 
     @property
     def shown_images(self) -> int:
@@ -141,7 +161,7 @@ class NetworkConfig:
             "z_dim": self.z_dim,
             "c_dim": data.label_dim,
             "w_dim": self.w_dim,
-            "img_resolution": data.resolution,
+            "img_resolution": data.img_resolution,
             "img_channels": data.channels,
             "mapping_kwargs": {"num_layers": self.mapping_layers},
             "synthesis_kwargs": {**self._common(), "fp16_channels_last": True, **noise},
@@ -151,7 +171,7 @@ class NetworkConfig:
         """Constructor arguments of `gan.networks.Discriminator`."""
         return {
             "c_dim": data.label_dim,
-            "img_resolution": data.resolution,
+            "img_resolution": data.img_resolution,
             "img_channels": data.channels,
             "architecture": self.d_architecture,
             **self._common(),
@@ -272,6 +292,9 @@ class TrainConfig:
         }
         try:
             values = json.loads(text)
+            if "resolution" in values["data"]:  # by a version that knew squares only
+                side = values["data"].pop("resolution")
+                values["data"].update(height=side, width=side)
             values = {k: groups[k](**v) if k in groups else v for k, v in values.items()}
             optim = values["optim"]
             values["optim"] = dataclasses.replace(optim, betas=tuple(optim.betas))
@@ -421,7 +444,7 @@ def resolve(options: TrainOptions, data: DataInfo) -> TrainConfig:
     if any(isinstance(count, int) and count < 1 for count in counts):
         raise UsageError(problems)  # nothing can be divided by these
 
-    res = data.resolution
+    res = nominal_resolution((data.width, data.height))
     batch = o.batch or preset.batch or max(min(o.gpus * min(4096 // res, 32), 64), o.gpus)
     batch_gpu = max(min(batch // (preset.ref_gpus or o.gpus), batch // o.gpus), 1)
     mbstd = o.mbstd_group or preset.mbstd or max(min(batch // o.gpus, 4), 1)
@@ -432,7 +455,8 @@ def resolve(options: TrainOptions, data: DataInfo) -> TrainConfig:
         data=DataConfig(
             path=data.path,
             name=data.name,
-            resolution=res,
+            height=data.height,
+            width=data.width,
             channels=data.channels,
             num_images=data.num_images,
             label_dim=data.label_dim,
@@ -452,7 +476,7 @@ def resolve(options: TrainOptions, data: DataInfo) -> TrainConfig:
             use_noise=preset.use_noise,
         ),
         loss=LossConfig(
-            r1_gamma=_first(o.gamma, preset.gamma, 0.0002 * res**2 / batch),
+            r1_gamma=_first(o.gamma, preset.gamma, 0.0002 * (data.height * data.width) / batch),
             pl_weight=preset.pl_weight,
             style_mixing_prob=preset.style_mixing_prob,
         ),
@@ -490,7 +514,8 @@ def resolve(options: TrainOptions, data: DataInfo) -> TrainConfig:
     problems += check_division(config)
     if config.network.channel_base < res:
         problems.append(
-            f"--cbase {config.network.channel_base}: leaves no channels at {res}x{res}; give at least {res}"
+            f"--cbase {config.network.channel_base}: leaves no channels at {data.width}x{data.height}; "
+            f"give at least {res}"
         )
     if problems:
         raise UsageError(problems)
@@ -533,6 +558,11 @@ def check_division(config: TrainConfig) -> list[str]:
             f"try --batch-gpu {smaller}, or --mbstd-group {divisor}"
         ]
     return []
+
+
+def describe_image(height: int, width: int, channels: int) -> str:
+    """`96x64 RGBA`."""
+    return f"{width}x{height} {IMAGE_MODES[channels]}"
 
 
 def describe(o: TrainOptions, name: str) -> str:

@@ -96,7 +96,7 @@ def explain_os_error(error: OSError, path: str | Path) -> GanError:
 
 
 def write_png(dest: str | Path, image: np.ndarray) -> None:
-    """Atomically write uint8 `[C, H, W]`, C = 1 (grey) or 3 (RGB), as a PNG."""
+    """Atomically write uint8 `[C, H, W]`, C = 1 (grey), 3 (RGB) or 4 (RGBA), as a PNG."""
     pixels = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
     picture = PIL.Image.fromarray(np.ascontiguousarray(pixels))
     # Many are written in a row; the names of a run's sheets are flushed with the state that comes after them.

@@ -149,10 +149,11 @@ def _scores(kind: str, logits: torch.Tensor) -> Statistics:
 def _distances(kind: str, images: torch.Tensor) -> Statistics:
     """How far each image is from the next of the batch, `[N]`: falls when the images grow alike.
 
-    The root mean square difference of the images `[N, C, H, W]` shrunk to at most 16x16, in their units (-1 to 1).
+    The root mean square difference of the images `[N, C, H, W]` shrunk to 16 pixels at the shorter side, in their units
+    (-1 to 1).
     """
     if len(images) == 1:
         return {}
-    small = F.avg_pool2d(images.float(), max(images.shape[3] // 16, 1)).flatten(1)
+    small = F.avg_pool2d(images.float(), max(min(images.shape[2:]) // 16, 1)).flatten(1)
     difference = small - small.roll(1, dims=0)
     return {f"Health/distance/{kind}": difference.square().mean(dim=1).sqrt()}

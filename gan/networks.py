@@ -4,6 +4,9 @@ Constructor arguments, parameter names and buffer names are a file format: snaps
 by them. This text itself is embedded in every snapshot, so it imports nothing but torch, numpy and `torch_utils.ops`.
 
 Shapes: N batch, C channels, L = num_ws style inputs of the synthesis network, D = w_dim.
+
+Images are H x W, a small base doubled at each level of the networks. The block of the base is called b4, the next one
+b8, and so on, which for a square of a power of two are the resolutions themselves.
 """
 
 from __future__ import annotations
@@ -19,6 +22,10 @@ from torch_utils.ops import bias_act, conv2d_resample, upfirdn2d
 
 # What "half precision" means where: bfloat16 has hardware on CPUs, float16 on GPUs.
 _HALF_DTYPE = {"cuda": torch.float16, "cpu": torch.bfloat16}
+# A resolution: the side of a square, or [height, width].
+Resolution = int | Sequence[int]
+# The rule of gan/image_size.py: pixels of the base, where the generator starts and the discriminator ends.
+_MIN_BASE, _MAX_BASE_AREA = 4, 256
 _ACTIVATIONS = ("linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus", "swish")
 
 
@@ -379,7 +386,7 @@ class SynthesisLayer(_Convolution):
         in_channels: int,
         out_channels: int,
         w_dim: int,
-        resolution: int,
+        resolution: Resolution,
         kernel_size: int = 3,
         up: int = 1,
         use_noise: bool = True,
@@ -395,14 +402,14 @@ class SynthesisLayer(_Convolution):
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
         self.weight = torch.nn.Parameter(torch.randn([out_channels, in_channels, kernel_size, kernel_size]))
         if use_noise:
-            self.register_buffer("noise_const", torch.randn([resolution, resolution]))
+            self.register_buffer("noise_const", torch.randn(height_width(resolution)))
             self.noise_strength = torch.nn.Parameter(torch.zeros([]))
         self.bias = torch.nn.Parameter(torch.zeros([out_channels]))
 
     def forward(self, x: torch.Tensor, w: torch.Tensor, noise_mode: str = "random", gain: float = 1) -> torch.Tensor:
         noise = None
         if self.use_noise and noise_mode == "random":
-            noise = torch.randn([x.shape[0], 1, self.resolution, self.resolution], device=x.device)
+            noise = torch.randn([x.shape[0], 1, *height_width(self.resolution)], device=x.device)
             noise = noise * self.noise_strength
         elif self.use_noise and noise_mode == "const":
             noise = self.noise_const * self.noise_strength
@@ -474,14 +481,14 @@ class _Block(_Recorded):
 
 
 class SynthesisBlock(_Block):
-    """All layers of the synthesis network at one resolution."""
+    """All layers of the synthesis network at one level."""
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         w_dim: int,
-        resolution: int,
+        resolution: Resolution,
         img_channels: int,
         is_last: bool,
         architecture: str = "skip",
@@ -505,7 +512,7 @@ class SynthesisBlock(_Block):
             **layer_kwargs,
         }
         if in_channels == 0:
-            self.const = torch.nn.Parameter(torch.randn([out_channels, resolution, resolution]))
+            self.const = torch.nn.Parameter(torch.randn([out_channels, *height_width(resolution)]))
         else:
             self.conv0 = SynthesisLayer(in_channels, out_channels, up=2, **layer)
         self.conv1 = SynthesisLayer(out_channels, out_channels, **layer)
@@ -558,14 +565,18 @@ class SynthesisBlock(_Block):
 
 
 class SynthesisNetwork(_Recorded):
-    """Intermediate latents to images: ws `[N, L, D]` -> `[N, img_channels, R, R]` float32, about [-1, 1]."""
+    """Intermediate latents to images: ws `[N, L, D]` -> `[N, img_channels, H, W]` float32, about [-1, 1].
+
+    Args:
+        img_resolution: the side of a square of a power of two, otherwise [height, width].
+    """
 
     b4: SynthesisBlock
 
     def __init__(
         self,
         w_dim: int,
-        img_resolution: int,
+        img_resolution: Resolution,
         img_channels: int,
         channel_base: int = 32768,
         channel_max: int = 512,
@@ -573,22 +584,25 @@ class SynthesisNetwork(_Recorded):
         **block_kwargs: Any,
     ) -> None:
         super().__init__()
-        self.w_dim, self.img_resolution, self.img_channels = w_dim, img_resolution, img_channels
-        self.block_resolutions = _resolutions(img_resolution)
+        levels = _levels(img_resolution)
+        top = max(levels)
+        self.w_dim, self.img_resolution, self.img_channels = w_dim, levels[top], img_channels
+        self.block_resolutions = list(levels)
         self.num_ws = 0
-        for res in self.block_resolutions:
+        for level, resolution in levels.items():
+            nominal = _nominal_resolution(resolution)
             block = SynthesisBlock(
-                _channels(res // 2, channel_base, channel_max) if res > 4 else 0,
-                _channels(res, channel_base, channel_max),
+                _channels(nominal // 2, channel_base, channel_max) if level > 4 else 0,
+                _channels(nominal, channel_base, channel_max),
                 w_dim=w_dim,
-                resolution=res,
+                resolution=resolution,
                 img_channels=img_channels,
-                is_last=res == img_resolution,
-                use_fp16=res >= _first_half_resolution(img_resolution, num_fp16_res),
+                is_last=level == top,
+                use_fp16=level >= _first_half_level(top, num_fp16_res),
                 **block_kwargs,
             )
             self.num_ws += block.num_conv + (block.num_torgb if block.is_last else 0)
-            setattr(self, f"b{res}", block)
+            setattr(self, f"b{level}", block)
 
     def forward(self, ws: torch.Tensor, force_fp32: bool = False, noise_mode: str = "random") -> torch.Tensor:
         """Synthesise. noise_mode: 'random' (fresh noise), 'const' (the stored noise) or 'none'."""
@@ -610,24 +624,33 @@ class SynthesisNetwork(_Recorded):
 
 
 class Generator(_Recorded):
-    """Latents and labels to images: `[N, z_dim]`, `[N, c_dim]` -> `[N, img_channels, R, R]` float32, about [-1, 1]."""
+    """Latents and labels to images: `[N, z_dim]`, `[N, c_dim]` -> `[N, img_channels, H, W]` float32, about [-1, 1].
+
+    Args:
+        img_resolution: the side of a square of a power of two, otherwise [height, width].
+    """
 
     def __init__(
         self,
         z_dim: int,
         c_dim: int,
         w_dim: int,
-        img_resolution: int,
+        img_resolution: Resolution,
         img_channels: int,
         mapping_kwargs: Mapping[str, Any] | None = None,
         synthesis_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
-        self.img_resolution, self.img_channels = img_resolution, img_channels
         self.synthesis = SynthesisNetwork(w_dim, img_resolution, img_channels, **(synthesis_kwargs or {}))
+        self.img_resolution, self.img_channels = self.synthesis.img_resolution, img_channels
         self.num_ws = self.synthesis.num_ws
         self.mapping = MappingNetwork(z_dim, c_dim, w_dim, num_ws=self.num_ws, **(mapping_kwargs or {}))
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return height_width(self.img_resolution)
 
     def forward(
         self,
@@ -642,14 +665,14 @@ class Generator(_Recorded):
 
 
 class DiscriminatorBlock(_Block):
-    """All layers of the discriminator at one resolution, which it halves."""
+    """All layers of the discriminator at one level, whose size it halves."""
 
     def __init__(
         self,
         in_channels: int,
         tmp_channels: int,
         out_channels: int,
-        resolution: int,
+        resolution: Resolution,
         img_channels: int,
         first_layer_idx: int,
         architecture: str = "resnet",
@@ -735,13 +758,13 @@ class MinibatchStdLayer(_Recorded):
 
 
 class DiscriminatorEpilogue(_Recorded):
-    """The last layers of the discriminator, at 4x4, in full precision."""
+    """The last layers of the discriminator, at the base, in full precision."""
 
     def __init__(
         self,
         in_channels: int,
         cmap_dim: int,
-        resolution: int,
+        resolution: Resolution,
         img_channels: int,
         architecture: str = "resnet",
         mbstd_group_size: int | None = 4,
@@ -758,7 +781,8 @@ class DiscriminatorEpilogue(_Recorded):
         self.conv = Conv2dLayer(
             in_channels + mbstd_num_channels, in_channels, kernel_size=3, activation=activation, conv_clamp=conv_clamp
         )
-        self.fc = FullyConnectedLayer(in_channels * resolution**2, in_channels, activation=activation)
+        height, width = height_width(resolution)
+        self.fc = FullyConnectedLayer(in_channels * height * width, in_channels, activation=activation)
         self.out = FullyConnectedLayer(in_channels, cmap_dim or 1)
 
     def forward(
@@ -779,12 +803,16 @@ class DiscriminatorEpilogue(_Recorded):
 
 
 class Discriminator(_Recorded):
-    """Images and labels to realness: `[N, img_channels, R, R]`, `[N, c_dim]` -> logits `[N, 1]` float32."""
+    """Images and labels to realness: `[N, img_channels, H, W]`, `[N, c_dim]` -> logits `[N, 1]` float32.
+
+    Args:
+        img_resolution: the side of a square of a power of two, otherwise [height, width].
+    """
 
     def __init__(
         self,
         c_dim: int,
-        img_resolution: int,
+        img_resolution: Resolution,
         img_channels: int,
         architecture: str = "resnet",
         channel_base: int = 32768,
@@ -797,10 +825,13 @@ class Discriminator(_Recorded):
         epilogue_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.c_dim, self.img_resolution, self.img_channels = c_dim, img_resolution, img_channels
-        self.block_resolutions = _resolutions(img_resolution)[:0:-1]  # R, ..., 8
+        levels = _levels(img_resolution)
+        top = max(levels)
+        self.c_dim, self.img_resolution, self.img_channels = c_dim, levels[top], img_channels
+        self.block_resolutions = list(levels)[:0:-1]  # top, ..., 8
+        base_channels = _channels(_nominal_resolution(levels[4]), channel_base, channel_max)
         if cmap_dim is None:
-            cmap_dim = _channels(4, channel_base, channel_max)
+            cmap_dim = base_channels
         if c_dim == 0:
             cmap_dim = 0
         common: dict[str, Any] = {
@@ -809,31 +840,37 @@ class Discriminator(_Recorded):
             "conv_clamp": conv_clamp,
         }
         first_layer_idx = 0
-        for res in self.block_resolutions:
-            channels = _channels(res, channel_base, channel_max)
+        for level in self.block_resolutions:
+            nominal = _nominal_resolution(levels[level])
+            channels = _channels(nominal, channel_base, channel_max)
             block = DiscriminatorBlock(
-                channels if res < img_resolution else 0,
+                channels if level < top else 0,
                 channels,
-                _channels(res // 2, channel_base, channel_max),
-                resolution=res,
+                _channels(nominal // 2, channel_base, channel_max),
+                resolution=levels[level],
                 first_layer_idx=first_layer_idx,
-                use_fp16=res >= _first_half_resolution(img_resolution, num_fp16_res),
+                use_fp16=level >= _first_half_level(top, num_fp16_res),
                 **(block_kwargs or {}),
                 **common,
             )
-            setattr(self, f"b{res}", block)
+            setattr(self, f"b{level}", block)
             first_layer_idx += block.num_layers
         if c_dim > 0:
             self.mapping = MappingNetwork(
                 z_dim=0, c_dim=c_dim, w_dim=cmap_dim, num_ws=None, w_avg_beta=None, **(mapping_kwargs or {})
             )
         self.b4 = DiscriminatorEpilogue(
-            _channels(4, channel_base, channel_max),
+            base_channels,
             cmap_dim=cmap_dim,
-            resolution=4,
+            resolution=levels[4],
             **(epilogue_kwargs or {}),
             **common,
         )
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return height_width(self.img_resolution)
 
     def forward(
         self,
@@ -843,6 +880,9 @@ class Discriminator(_Recorded):
         num_batches: int = 1,
     ) -> torch.Tensor:
         """Judge images. `num_batches`: img is that many batches one after the other, judged as if one at a time."""
+        shape = [self.img_channels, *self.img_size]
+        if img.ndim != 4 or list(img.shape[1:]) != shape:  # pixels of height and width exchanged would also do
+            raise ValueError(f"images must be [N, {', '.join(map(str, shape))}], not {list(img.shape)}")
         x: torch.Tensor | None = None
         rgb: torch.Tensor | None = img
         for res in self.block_resolutions:
@@ -893,18 +933,67 @@ def _check_architecture(architecture: str) -> None:
         raise ValueError(f"architecture must be orig, skip or resnet, not {architecture!r}")
 
 
-def _resolutions(img_resolution: int) -> list[int]:
-    if img_resolution < 4 or img_resolution & (img_resolution - 1):
-        raise ValueError(f"img_resolution must be a power of two of at least 4, not {img_resolution}")
-    return [2**i for i in range(2, img_resolution.bit_length())]
+def height_width(resolution: Resolution) -> tuple[int, int]:
+    """Height and width in pixels of a resolution: of a network's images, or of one of its blocks or layers."""
+    if isinstance(resolution, int):
+        return resolution, resolution
+    height, width = resolution
+    return height, width
 
 
-def _channels(resolution: int, channel_base: int, channel_max: int) -> int:
-    return min(channel_base // resolution, channel_max)
+def _levels(img_resolution: Resolution) -> dict[int, int | list[int]]:
+    """{name: resolution} of the levels, from the base, which is called 4, to the image.
+
+    An int stands for a square of a power of two, whichever way it was given; [height, width] for everything else.
+    """
+    if not isinstance(img_resolution, int):
+        pair = list(img_resolution) if isinstance(img_resolution, Sequence) else []
+        if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
+            raise ValueError(f"img_resolution must be an int or [height, width] in pixels, not {img_resolution!r}")
+        height, width = pair
+        if height != width or not _is_power_of_two(height):
+            return _levels_of(height, width)
+        img_resolution = height
+    if img_resolution < _MIN_BASE or not _is_power_of_two(img_resolution):
+        raise ValueError(
+            f"img_resolution must be a power of two of at least 4, not {img_resolution}; "
+            "other sizes are given as [height, width]"
+        )
+    return {2**i: 2**i for i in range(2, img_resolution.bit_length())}
 
 
-def _first_half_resolution(img_resolution: int, num_fp16_res: int) -> int:
-    """The lowest resolution that computes in half precision; 4x4 never does. Larger than the image: none does."""
+def _levels_of(height: int, width: int) -> dict[int, int | list[int]]:
+    """`_levels` of an image that is no square of a power of two."""
+    base, num_doublings = (height, width), 0
+    while base[0] % 2 == base[1] % 2 == 0 and min(base) >= 2 * _MIN_BASE:
+        base, num_doublings = (base[0] // 2, base[1] // 2), num_doublings + 1
+    if num_doublings == 0 or base[0] * base[1] > _MAX_BASE_AREA:
+        raise ValueError(
+            f"no network can be built for img_resolution {[height, width]}: height and width must be a * 2**n and "
+            f"b * 2**n with n >= 1, a and b at least {_MIN_BASE}, and a * b at most {_MAX_BASE_AREA}"
+        )
+    return {4 * 2**i: [base[0] * 2**i, base[1] * 2**i] for i in range(num_doublings + 1)}
+
+
+def _is_power_of_two(value: int) -> bool:
+    return value > 0 and value & (value - 1) == 0
+
+
+def _nominal_resolution(resolution: Resolution) -> int:
+    """The side of the square of a power of two whose area differs by the smallest factor: it sets the channels.
+
+    Of two that differ by the same the smaller one, so that it doubles from level to level, whatever the shape.
+    """
+    height, width = height_width(resolution)
+    return int(2 ** ((height * width - 1).bit_length() // 2))
+
+
+def _channels(nominal_resolution: int, channel_base: int, channel_max: int) -> int:
+    return min(channel_base // nominal_resolution, channel_max)
+
+
+def _first_half_level(top: int, num_fp16_res: int) -> int:
+    """The lowest level that computes in half precision; the base never does. Higher than the top: none does."""
     if num_fp16_res == 0:
-        return img_resolution + 1
-    return max(2 ** (img_resolution.bit_length() - num_fp16_res), 8)
+        return top + 1
+    return max(2 ** (top.bit_length() - num_fp16_res), 8)

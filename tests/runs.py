@@ -40,7 +40,7 @@ def make_light(patch: pytest.MonkeyPatch) -> None:
 
 def small_sheets(patch: pytest.MonkeyPatch) -> None:
     """Sheets of 8 images in place of 1024."""
-    patch.setattr(grid, "sheet_shape", lambda resolution: (4, 2))
+    patch.setattr(grid, "sheet_shape", lambda width, height: (4, 2))
 
 
 @contextlib.contextmanager

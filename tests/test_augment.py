@@ -53,7 +53,9 @@ class TestGolden:
 
 
 class TestIdentity:
-    @pytest.mark.parametrize("shape", [(3, 3, 32, 32), (2, 3, 4, 4), (2, 1, 8, 8), (1, 3, 16, 64)], ids=str)
+    @pytest.mark.parametrize(
+        "shape", [(3, 3, 32, 32), (2, 3, 4, 4), (2, 1, 8, 8), (1, 3, 16, 64), (2, 4, 32, 48)], ids=str
+    )
     def test_probability_zero_changes_nothing(self, shape):
         images = pictures(*shape).clamp(-1, 1)
         torch.testing.assert_close(pipe(p=0, **EVERYTHING)(images), images, rtol=0, atol=1e-5)
@@ -203,6 +205,83 @@ class TestDefinitions:
         assert AugmentPipe(brightness_std=2)._init_kwargs["brightness_std"] == 2
 
 
+def looked_up(image, inverse, lowpass):
+    """`warp` of one channel `[H, W]` by its definition: no periods, but a picture that was padded by far enough."""
+    pad = 100
+    plane = np.pad(image, pad, mode="reflect")
+    for axis in (0, 1):
+        stuffed = np.insert(plane, np.arange(plane.shape[axis]) + 1, 0, axis=axis)
+        plane = np.apply_along_axis(lambda line: np.convolve(line, 2 * lowpass), axis, stuffed)  # sample 5 is the first
+    first = 2 * pad + 5
+    (height, width), taps = image.shape, len(lowpass)
+    rows, columns = np.mgrid[-5 : 2 * height + taps, -5 : 2 * width + taps]  # in half pixels
+    x, y = (columns + 1) / 2 - width / 2, (rows + 1) / 2 - height / 2  # in pixels from the centre
+    u, v = (row[0] * x + row[1] * y + row[2] for row in inverse)
+    u, v = 2 * (u + width / 2) - 1 + first, 2 * (v + height / 2) - 1 + first
+    i, j = np.floor(v).astype(int), np.floor(u).astype(int)
+    down, right = v - i, u - j
+    above = plane[i, j] * (1 - right) + plane[i, j + 1] * right
+    below = plane[i + 1, j] * (1 - right) + plane[i + 1, j + 1] * right
+    sampled = above * (1 - down) + below * down
+    for axis in (0, 1):
+        filtered = np.apply_along_axis(lambda line: np.correlate(line, lowpass), axis, sampled)
+        sampled = filtered.take(np.arange(image.shape[axis]) * 2, axis=axis)
+    return sampled
+
+
+class TestNonSquarePictures:
+    """Geometry is that of pixels: nothing is stretched, and shares are those of each side."""
+
+    images = pictures(2, 4, 64, 96)
+    aniso, share = 2 ** (0.2 * NORMAL), 0.125 * NORMAL
+
+    @pytest.mark.parametrize(
+        ("percentile", "kwargs", "inverse"),
+        [
+            (0.6, {"xflip": 1}, [[-1, 0, 0], [0, 1, 0]]),
+            (0.3, {"rotate90": 1}, [[0, -1, 0], [1, 0, 0]]),
+            (0.6, {"rotate90": 1}, [[-1, 0, 0], [0, -1, 0]]),
+            (0.9, {"rotate90": 1}, [[0, 1, 0], [-1, 0, 0]]),
+            (0.9, {"rotate90": 1, "xflip": 1}, [[0, -1, 0], [-1, 0, 0]]),
+            (0.99, {"xint": 1}, [[1, 0, -12], [0, 1, -8]]),  # 0.1225 of 96 and of 64, rounded
+            (0.7, {"rotate": 1, "rotate_max": 0.5}, [[COS, -SIN, 0], [SIN, COS, 0]]),
+            (0.7, {"scale": 1}, [[1 / aniso, 0, 0], [0, 1 / aniso, 0]]),
+            (0.7, {"aniso": 1}, [[1 / aniso, 0, 0], [0, aniso, 0]]),
+            (0.7, {"xfrac": 1}, [[1, 0, -96 * share], [0, 1, -64 * share]]),
+        ],
+        ids=str,
+    )
+    def test_geometry_equals_a_lookup_pixel_by_pixel(self, percentile, kwargs, inverse):
+        y = AugmentPipe(**kwargs)(self.images, debug_percentile=percentile)
+        lowpass = AugmentPipe().Hz_geom.double().numpy()
+        for channel in (0, 3):
+            expected = torch.from_numpy(looked_up(self.images[1, channel].double().numpy(), inverse, lowpass))
+            torch.testing.assert_close(y[1, channel].double(), expected, rtol=0, atol=2e-4)
+
+    def test_half_a_turn_is_both_flips(self):
+        y, x = torch.meshgrid(torch.arange(64), torch.arange(96), indexing="ij")
+        smooth = torch.sin(2 * math.pi * x / 96 + 0.4) + 0.5 * torch.cos(2 * math.pi * (0.6 * y - 0.3 * x) / 64)
+        smooth = smooth[None, None].expand(1, 4, -1, -1)
+        turned = AugmentPipe(rotate90=1)(smooth, debug_percentile=0.6)
+        torch.testing.assert_close(turned, smooth.flip([2, 3]), rtol=0, atol=0.02)
+
+    def test_a_quarter_of_a_turn_neither_stretches_nor_cuts_off_the_middle(self):
+        disc = torch.zeros(1, 1, 64, 96)
+        y, x = torch.meshgrid(torch.arange(64) - 31.5, torch.arange(96) - 47.5, indexing="ij")
+        disc[0, 0] = (-((x - 10) ** 2 + y**2) / 50).exp()  # right of the middle
+        turned = AugmentPipe(rotate90=1)(disc, debug_percentile=0.3)
+        expected = (-(x**2 + (y + 10) ** 2) / 50).exp()  # looked up at (-y, x): above the middle
+        torch.testing.assert_close(turned[0, 0], expected, rtol=0, atol=0.03)
+
+    @pytest.mark.parametrize(("percentile", "columns", "rows"), [(0.99, 12, 8), (0.4, -2, -2), (0.8, 7, 5)])
+    def test_whole_pixels_are_shifted_exactly(self, percentile, columns, rows):
+        y = AugmentPipe(xint=1)(self.images, debug_percentile=percentile)
+        rows, columns = (
+            augment.reflected(torch.arange(size) - shift, size) for size, shift in ((64, rows), (96, columns))
+        )
+        torch.testing.assert_close(y, self.images[:, :, rows][:, :, :, columns], rtol=0, atol=5e-5)
+
+
 class TestProbability:
     """Within four standard deviations of what is expected, with fixed seeds."""
 
@@ -320,8 +399,30 @@ class TestChannels:
         rgb = AugmentPipe(**kwargs)(grey.expand(-1, 3, -1, -1), debug_percentile=0.8)
         torch.testing.assert_close(AugmentPipe(**kwargs)(grey, debug_percentile=0.8), rgb[:, :1])
 
+    @pytest.mark.parametrize("name", AUGMENT_PIPES)
+    def test_pictures_with_alpha_go_through_every_pipe(self, name):
+        images = pictures(2, 4, 8, 12)
+        y = pipe(**dict.fromkeys(AUGMENT_PIPES[name], 1))(images)
+        assert y.shape == images.shape
+        assert torch.isfinite(y).all()
+        assert not torch.equal(y[:, :3], images[:, :3])
+
+    def test_colours_change_those_of_rgb_and_no_alpha(self):
+        images, kwargs = pictures(2, 4, 8, 12), dict.fromkeys(AUGMENT_PIPES["color"], 1)
+        y = AugmentPipe(**kwargs)(images, debug_percentile=0.7)
+        assert torch.equal(y[:, 3], images[:, 3])
+        torch.testing.assert_close(y[:, :3], AugmentPipe(**kwargs)(images[:, :3], debug_percentile=0.7))
+
+    @pytest.mark.parametrize("names", [AUGMENT_PIPES["bg"], ("imgfilter",), ("cutout",)], ids=lambda names: names[-1])
+    def test_all_else_changes_alpha_as_it_does_colours(self, names):
+        images, augmented = pictures(2, 4, 8, 12), AugmentPipe(**dict.fromkeys(names, 1))
+        y = augmented(images, debug_percentile=0.7)
+        for channel in range(4):
+            alone = augmented(images[:, channel : channel + 1], debug_percentile=0.7)
+            torch.testing.assert_close(y[:, channel : channel + 1], alone, rtol=0, atol=1e-5)
+
     def test_other_numbers_of_channels_have_no_colours(self):
-        with pytest.raises(ValueError, match="colour transforms take images of 1 or 3 channels, not 2"):
+        with pytest.raises(ValueError, match="colour transforms take images of 1, 3 or 4 channels, not 2"):
             pipe(brightness=1)(torch.zeros(1, 2, 8, 8))
         assert pipe(**GEOMETRY)(torch.zeros(1, 2, 8, 8)).shape == (1, 2, 8, 8)
 
@@ -392,20 +493,24 @@ class TestDerivatives:
         [
             lambda x: augment.warp(x, AFFINE, AugmentPipe().Hz_geom.double()),
             lambda x: augment.apply_colour(x, pictures(2, 4, 4, seed=2, dtype=torch.float64)),
+            lambda x: augment.apply_colour(
+                torch.cat([x, x[:, :1].square()], dim=1), pictures(2, 4, 4, seed=2, dtype=torch.float64)
+            ),
             lambda x: augment.filter_reflected(x, pictures(2, 9, seed=3, dtype=torch.float64)),
         ],
-        ids=["warp", "apply_colour", "filter_reflected"],
+        ids=["warp", "apply_colour", "apply_colour with alpha", "filter_reflected"],
     )
     def test_first_and_second_derivatives_equal_finite_differences(self, function):
         x = self.x[:, :, :, :3].clone().requires_grad_()
         assert torch.autograd.gradcheck(function, x)
         assert torch.autograd.gradgradcheck(function, x)
 
-    def test_the_second_derivative_of_the_whole_pipe_is_there_and_right(self):
+    @pytest.mark.parametrize("shape", [(1, 3, 8, 8), (1, 4, 8, 12)], ids=str)
+    def test_the_second_derivative_of_the_whole_pipe_is_there_and_right(self, shape):
         """For a pipeline that is affine in x, f(y)'' = A' f''(y) A: here twice the Gram matrix, applied to v."""
         torch.manual_seed(0)
         augmented, percentile = AugmentPipe(**{**EVERYTHING, "noise": 0}), 0.7
-        x, v = pictures(1, 3, 8, 8).requires_grad_(), pictures(1, 3, 8, 8, seed=1)
+        x, v = pictures(*shape).requires_grad_(), pictures(*shape, seed=1)
         (first,) = torch.autograd.grad(augmented(x, percentile).square().sum(), x, create_graph=True)
         (second,) = torch.autograd.grad((first * v).sum(), x)
         linear = augmented(x + v, percentile) - augmented(x, percentile)
@@ -436,21 +541,23 @@ class NoReading(TorchDispatchMode):
 
 class TestStaticness:
     @staticmethod
-    def run(device):
-        x = pictures(2, 3, 16, 16).to(device).requires_grad_()
+    def run(device, shape):
+        x = pictures(*shape).to(device).requires_grad_()
         y = pipe(p=0.5, **EVERYTHING).to(device)(x)
         assert y.shape == x.shape
         (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         (ddx,) = torch.autograd.grad(dx.square().sum(), x)
         assert ddx.shape == x.shape
 
-    def test_nothing_is_read_from_the_device(self):
+    @pytest.mark.parametrize("shape", [(2, 3, 16, 16), (2, 4, 8, 12)], ids=str)
+    def test_nothing_is_read_from_the_device(self, shape):
         with NoReading():
-            self.run("cpu")
+            self.run("cpu", shape)
 
-    def test_shapes_are_known_without_any_values(self):
+    @pytest.mark.parametrize("shape", [(2, 3, 16, 16), (2, 4, 8, 12)], ids=str)
+    def test_shapes_are_known_without_any_values(self, shape):
         """Meta tensors have shapes only: whatever asks for a value fails."""
-        self.run("meta")
+        self.run("meta", shape)
 
     @pytest.mark.parametrize(
         "read",

@@ -16,8 +16,8 @@ REFERENCE = json.loads((Path(__file__).parent / "golden" / "train_options.json")
 
 def info(resolution=256, **changes):
     name = changes.pop("name", "pets")
-    values = {"path": f"{name}.zip", "name": name, "num_images": 1000, "resolution": resolution, "channels": 3}
-    return DataInfo(**{**values, **changes})
+    values = {"path": f"{name}.zip", "name": name, "num_images": 1000, "channels": 3}
+    return DataInfo(**{**values, "height": resolution, "width": resolution, **changes})
 
 
 def resolved(resolution=256, **options):
@@ -114,7 +114,34 @@ class TestOptions:
             assert (kwargs["c_dim"], kwargs["img_resolution"], kwargs["img_channels"]) == (10, 32, 1)
 
 
+class TestSizes:
+    @pytest.mark.parametrize(
+        ("width", "height", "resolution", "to_networks"),
+        [(64, 64, 64, 64), (96, 64, 64, [64, 96]), (64, 96, 64, [96, 64]), (96, 96, 128, [96, 96])],
+    )
+    def test_networks_get_theirs_and_presets_the_square_that_comes_near(self, width, height, resolution, to_networks):
+        config = resolve(TrainOptions(batch=32), info(height=height, width=width, channels=4))
+        assert config.data.resolution == resolution
+        assert config.data.described == f"{width}x{height} RGBA"
+        for kwargs in (config.network.generator_kwargs(config.data), config.network.discriminator_kwargs(config.data)):
+            assert (kwargs["img_resolution"], kwargs["img_channels"]) == (to_networks, 4)
+        square = resolved(resolution, batch=32)
+        assert config.network == square.network
+        assert config.loss.r1_gamma == pytest.approx(square.loss.r1_gamma * width * height / resolution**2)
+
+    def test_too_few_channels_are_said_with_the_size(self):
+        with pytest.raises(UsageError, match="--cbase 63: leaves no channels at 96x64; give at least 64"):
+            resolve(TrainOptions(cbase=63), info(height=64, width=96))
+
+
 class TestJson:
+    def test_a_run_of_the_time_of_squares_goes_on(self):
+        config = resolved(64)
+        values = json.loads(config.to_json())
+        del values["data"]["height"], values["data"]["width"]
+        values["data"]["resolution"] = 64
+        assert TrainConfig.from_json(json.dumps(values), "here") == config
+
     @pytest.mark.parametrize(
         "options",
         [

@@ -8,7 +8,7 @@ import pytest
 from gan.config import DataInfo, TrainConfig, TrainOptions, resolve
 from gan.continuation import Continuation, continued
 
-INFO = DataInfo("a.zip", "a", 1000, 64, 3)
+INFO = DataInfo("a.zip", "a", 1000, 64, 64, 3)
 
 
 def run(**options: Any) -> TrainConfig:

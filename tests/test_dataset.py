@@ -8,14 +8,17 @@ import os
 import pickle
 import signal
 import sys
+import types
 import zipfile
+import zlib
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 
-from gan.data.dataset import ImageDataset, decode
+from gan.data.dataset import ImageDataset
+from gan.data.decode import decode
 from gan.data.labels import LabelTable
 from gan.data.loader import BatchStream
 from gan.data.sampler import epoch_order
@@ -28,8 +31,20 @@ NAMES = [f"{i // 4:05d}/img{i:08d}.png" for i in range(N)]
 
 def png(pixels, kind="PNG", **options):
     buffer = io.BytesIO()
-    PIL.Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, kind, **options)
+    image = pixels if isinstance(pixels, PIL.Image.Image) else PIL.Image.fromarray(np.ascontiguousarray(pixels))
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def png_16_bit_rgb():
+    """8x8 and black; Pillow reads such files, but writes none."""
+
+    def chunk(kind, data):
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = (8).to_bytes(4, "big") * 2 + bytes([16, 2, 0, 0, 0])
+    pixels = zlib.compress(bytes(8 * (1 + 8 * 6)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def files(pixels=PIXELS, labels=None):
@@ -79,12 +94,32 @@ class TestImages:
         assert len(dataset) == N
         assert np.array_equal(everything(dataset), PIXELS.transpose(0, 3, 1, 2))
         assert everything(dataset).dtype == np.uint8
-        assert (dataset.resolution, dataset.channels, dataset.image_shape) == (8, 3, (3, 8, 8))
+        assert dataset.image_shape == (dataset.channels, dataset.height, dataset.width) == (3, 8, 8)
 
     def test_grey_pictures_have_one_channel(self, make):
         dataset = ImageDataset(make(files(PIXELS[..., 0])))
         assert dataset.image_shape == (1, 8, 8)
         assert np.array_equal(everything(dataset)[:, 0], PIXELS[..., 0])
+
+    @pytest.mark.parametrize("fast", [True, False])
+    def test_transparent_pictures_keep_their_alpha_and_hidden_colours(self, make, monkeypatch, fast):
+        if not fast:
+            monkeypatch.setitem(sys.modules, "pyspng", None)
+        pixels = np.random.default_rng(1).integers(0, 256, (N, 16, 24, 4), dtype=np.uint8)
+        pixels[:, :8, :, 3] = 0
+        dataset = ImageDataset(make(files(pixels)), mirror=True)
+        assert (dataset.width, dataset.height, dataset.channels) == (24, 16, 4)
+        images = everything(dataset)
+        assert np.array_equal(images[:N], pixels.transpose(0, 3, 1, 2))
+        assert np.array_equal(images[N:], images[:N, :, :, ::-1])
+
+    @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3), (8, 8, 4)])
+    def test_a_fast_decoder_that_gives_something_else_is_not_believed(self, monkeypatch, shape):
+        pixels = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+        expected = pixels[None] if len(shape) == 2 else pixels.transpose(2, 0, 1)
+        for wrong in (pixels[:4], pixels.astype(np.uint16)):
+            monkeypatch.setitem(sys.modules, "pyspng", types.SimpleNamespace(load=lambda data, wrong=wrong: wrong))
+            assert np.array_equal(decode(png(pixels), "here"), expected)
 
     def test_the_name_is_that_of_the_file(self, make):
         assert ImageDataset(make(files())).name == "pets-0"
@@ -219,32 +254,81 @@ class TestLabels:
     @pytest.mark.parametrize(
         ("labels", "message"),
         [
-            (None, r"has no labels \(dataset\.json says none\); leave out --cond, or pack it with labels"),
-            ([], r"has no labels"),
-            (by_name([0] * N)[:-2], rf"dataset\.json has no label for {NAMES[-2]} and 1 more"),
-            (by_name([0] * N)[:-1], rf"dataset\.json has no label for {NAMES[-1]}$"),
-            (by_name([0] * (N - 1) + [-1]), rf"the label of {NAMES[-1]} in dataset\.json is -1, not a class number"),
+            (None, "has no labels; leave out --cond, or pack the images with labels"),
+            ([], "has no labels"),
+            (by_name([0] * N)[:-2], f"2 bad labels: {NAMES[-2]} has no label; {NAMES[-1]} has no label; mend them"),
+            (by_name([0] * N)[:-1], f"1 bad label: {NAMES[-1]} has no label; mend them, or pack the images again"),
             (
-                by_name([0] * (N - 1) + [True]),
-                rf"the label of {NAMES[-1]} in dataset\.json is True, not a class number",
+                [["other.png", 0]],
+                f"10 bad labels: {NAMES[0]} has no label; .*{NAMES[4]} has no label; and 5 more; mend",
             ),
-            (by_name([0] * (N - 1) + [[1.0]]), r"is \[1\.0\], not a class number from 0 on as the others are"),
-            (by_name([[1.0]] * (N - 1) + [2]), r"is 2, not a list of numbers as the others are"),
-            (by_name([[1.0]] * (N - 1) + [["a"]]), r"is \['a'\], not a list of numbers"),
-            (by_name([[]] * N), r"is \[\], not a list of numbers"),
-            (by_name(["cat"] * N), "is 'cat', not a list of numbers"),
-            (
-                by_name([[1.0, 2]] * (N - 1) + [[1.0]]),
-                rf"the label of {NAMES[-1]} in dataset\.json has 1 numbers, not 2",
-            ),
-            ("cats", r'"labels" of dataset\.json is not a list of \[file name, label\]'),
-            ([1, 2], r'"labels" of dataset\.json is not a list of \[file name, label\]'),
+            (by_name([0] * (N - 1) + [-1]), f"{NAMES[-1]} is -1, not a class number from 0 on"),
+            (by_name([0] * (N - 1) + [True]), f"{NAMES[-1]} is true, not a class number"),
+            (by_name([0] * (N - 1) + [float("nan")]), f"{NAMES[-1]} is NaN, not a class number"),
+            (by_name([0] * (N - 1) + [1.5]), f"{NAMES[-1]} is 1.5, not a class number"),
+            (by_name([[1.0]] + [0] * (N - 1)), rf"1 bad label: {NAMES[0]} is \[1.0\], not a class number from 0 on"),
+            ([*by_name([0] * N), [NAMES[2], 0], [NAMES[2], 1]], f"1 bad label: {NAMES[2]} has more than one"),
+            (by_name([2] + [[1.0]] * (N - 1)), f"1 bad label: {NAMES[0]} is 2, not a list of numbers"),
+            (by_name([[1.0]] * (N - 1) + [["a"]]), r'is \["a"\], not a list of numbers'),
+            (by_name([[1.0]] * (N - 1) + [[True]]), r"is \[true\], not a list of numbers"),
+            (by_name([[1.0]] * (N - 1) + [[float("nan")]]), r"is \[NaN\], not a list of finite numbers"),
+            (by_name([[1.0]] * (N - 1) + [[1e39]]), r"is \[1e\+39\], not a list of finite numbers"),
+            (by_name([[1.0]] * (N - 1) + [[10**400]]), r"is \[1000.*\.\.\., not a list of finite numbers"),
+            (by_name([[]] * N), r"10 bad labels: .* is \[\], not a list of numbers"),
+            (by_name(["cat"] * N), '10 bad labels: .* is "cat", not a class number'),
+            (by_name([[1.0]] + [[1.0, 2]] * (N - 1)), f"1 bad label: {NAMES[0]} has 1 number, not 2"),
+            ("cats", r'"labels" is not a list of \[file name, label\]'),
+            ([1, *by_name([0] * N)], r"1 bad label: row 0 is 1, not \[file name, label\]"),
         ],
     )
     def test_bad_ones_are_named(self, make, labels, message):
         contents = {**files(), "dataset.json": json.dumps({"labels": labels}).encode()}
+        path = make(contents)
+        with pytest.raises(GanError, match=message) as caught:
+            ImageDataset(path, use_labels=True)
+        assert str(caught.value).startswith(f"{path}: dataset.json: ")
+        assert "\n" not in str(caught.value)
+
+    def test_rows_of_files_that_are_not_there_do_not_matter(self, make):
+        rows = [["gone.png", -1], *by_name(self.classes), ["gone.png", "x"], ["__MACOSX/a.png", [1.0]]]
+        dataset = ImageDataset(make(files(labels=rows)), use_labels=True)
+        assert np.array_equal(self.table(dataset), np.eye(4)[list(self.classes)])
+
+    def named(self, make, labels, class_names):
+        content = {"labels": by_name(labels), "class_names": class_names}
+        return ImageDataset(make({**files(), "dataset.json": json.dumps(content).encode()}), use_labels=True)
+
+    def test_named_classes_have_a_column_each(self, make):
+        dataset = self.named(make, [2, 0] * 5, ["ant", "bee", "cat", "dog", "eel"])
+        assert (dataset.label_dim, dataset.class_names) == (5, ["ant", "bee", "cat", "dog", "eel"])
+        assert dataset.view(subset=3).class_names == dataset.class_names
+        assert ImageDataset(dataset.path).class_names is None
+
+    @pytest.mark.parametrize(("empty", "labels"), [(None, [0] * N), ([], [1] * N)])
+    def test_without_names_there_are_none(self, make, empty, labels):
+        assert self.named(make, labels, empty).class_names is None
+
+    @pytest.mark.parametrize(
+        ("labels", "class_names", "message"),
+        [
+            ([0] * (N - 1) + [2], ["a", "b"], f"1 bad label: {NAMES[-1]} is class 2, but class_names has 2"),
+            ([[0.5, 1, 0]] * N, ["a", "b"], "10 bad labels: .* has 3 numbers, not 2"),
+            ([0] * N, ["a", 2], r'"class_names" is \["a", 2\], not a list of texts'),
+            ([0] * N, {"a": 0}, '"class_names" is .*, not a list of texts'),
+            ([0] * N, ["a"] * 10001, '"class_names" has 10001 names; 10000 are the most'),
+        ],
+    )
+    def test_names_that_do_not_fit_are_named(self, make, labels, class_names, message):
         with pytest.raises(GanError, match=message):
-            ImageDataset(make(contents), use_labels=True)
+            self.named(make, labels, class_names)
+
+    @pytest.mark.parametrize(
+        ("labels", "kind"),
+        [([0, 1] * 5, "classes"), ([[0, 1], [1.0, 1]] * 5, "multi-hot"), ([[0, 0.5]] * N, "vectors")],
+    )
+    def test_their_kind_is_known(self, make, labels, kind):
+        assert ImageDataset(make(files(labels=by_name(labels))), use_labels=True).label_kind == kind
+        assert ImageDataset(make(files(labels=by_name(labels)))).label_kind is None
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -291,28 +375,41 @@ class TestRefusals:
 
     def test_differing_sizes(self, make):
         contents = {**files(), NAMES[6]: png(np.zeros([16, 16, 3], dtype=np.uint8))}
-        message = f"{NAMES[6]} is 16x16 with 3 channels, but {NAMES[0]} is 8x8 with 3 channels; pack it with: "
+        message = f"{NAMES[6]} is 16x16 RGB, but {NAMES[0]} is 8x8 RGB; pack it with: .* --resolution 8x8$"
         self.refuses(make(contents), message)
 
     def test_differing_modes(self, make):
         contents = {**files(), NAMES[6]: png(PIXELS[6, ..., 0])}
-        message = f"{NAMES[6]} is 8x8 with 1 channel, but {NAMES[0]} is 8x8 with 3 channels; pack it with: "
+        message = f"{NAMES[6]} is 8x8 grey, but {NAMES[0]} is 8x8 RGB; pack it with: .*packed.zip$"
         self.refuses(make(contents), message)
 
-    @pytest.mark.parametrize(("height", "width"), [(8, 16), (16, 8), (12, 12), (4, 4), (1, 1)])
-    def test_sizes_that_cannot_be_trained_on(self, make, height, width):
+    @pytest.mark.parametrize(
+        ("width", "height", "nearest"),
+        [(9, 8, "8x8"), (99, 66, "96x64"), (4, 4, "8x8"), (1, 1, "8x8"), (8, 640, "8x128")],
+    )
+    def test_sizes_that_cannot_be_trained_on(self, make, width, height, nearest):
         image = png(np.zeros([height, width, 3], dtype=np.uint8))
-        message = f"the images are {width}x{height}; training takes squares of a power of two from 8 on; pack it with: "
+        message = f"a.png and all others are {width}x{height}; training takes .* --resolution {nearest}$"
         self.refuses(make({"a.png": image, "b.png": image}), message)
 
-    def test_transparency(self, make):
-        image = png(np.zeros([8, 8, 4], dtype=np.uint8))
-        self.refuses(make({"a.png": image}), "a.png has 4 channels; training takes grey and RGB images; pack it with: ")
-
-    def test_sixteen_bits(self, make):
-        """Else it would be found out by the first step of training."""
-        image = png(np.zeros([8, 8], dtype=np.uint16))
-        self.refuses(make({"a.png": image}), "a.png")
+    @pytest.mark.parametrize(
+        ("image", "said"),
+        [
+            (png(np.zeros([8, 8], dtype=np.uint16)), "of 16 bits"),
+            (png_16_bit_rgb(), "of 16 bits"),
+            (png(np.zeros([8, 8, 2], dtype=np.uint8)), "grey with transparency"),
+            (png(np.zeros([8, 8], dtype=np.uint8), transparency=0), "partly transparent by its palette or by a colour"),
+            (png(PIL.Image.new("P", (8, 8)), transparency=0), "partly transparent by its palette or by a colour"),
+            (png(PIL.Image.new("CMYK", (8, 8)), "JPEG"), "CMYK"),
+        ],
+        ids=["16 bit", "16 bit RGB", "grey and alpha", "grey but one", "palette", "CMYK"],
+    )
+    def test_pixels_that_would_be_trained_as_something_else(self, make, image, said):
+        """Else it would be found out by the first step of training, or never."""
+        message = f"{NAMES[4]} is {said}; training takes 8-bit grey, RGB and RGBA; pack it with: python dataset_tool.py"
+        self.refuses(make({**files(), NAMES[4]: image}), message)
+        with pytest.raises(GanError, match=f"here is {said}; pack it again"):
+            decode(image, "here")
 
     @pytest.mark.parametrize("data", [b"", b"this is no image", png(PIXELS[0])[:20]], ids=["empty", "text", "short"])
     def test_a_file_that_is_no_image(self, make, data):
@@ -361,7 +458,7 @@ class TestDamagedImages:
     def test_a_file_that_changed_its_size_since_it_was_opened_is_noticed(self, tmp_path):
         dataset = ImageDataset(write_folder(tmp_path / "pets", files()))
         (tmp_path / "pets" / NAMES[3]).write_bytes(png(np.zeros([16, 16, 3], dtype=np.uint8)))
-        with pytest.raises(GanError, match=f"{NAMES[3]} is 16x16 with 3 channels, not 8x8 with 3 channels"):
+        with pytest.raises(GanError, match=f"{NAMES[3]} is 16x16 RGB, not 8x8 RGB"):
             dataset.image(3)
 
     def test_a_file_that_vanished_is_named(self, tmp_path):

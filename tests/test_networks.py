@@ -1,5 +1,6 @@
-"""Generator and discriminator: golden numbers, parameter names, precision, truncation, noise, Freeze-D, groups."""
+"""Generator and discriminator: golden numbers, names, sizes, precision, truncation, noise, Freeze-D, groups."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gan import networks
+from gan import image_size, networks
 from gan.networks import Discriminator, Generator, MappingNetwork, MinibatchStdLayer, modulated_conv2d
 from torch_utils.ops.conv2d_resample import conv2d_resample_ref
 from torch_utils.ops.upfirdn2d import setup_filter
@@ -29,22 +30,22 @@ def golden(name):
     return meta, parameters, tensors
 
 
-def small_generator(resolution=16, c_dim=0, **synthesis_kwargs):
+def small_generator(resolution=16, c_dim=0, img_channels=3, **synthesis_kwargs):
     torch.manual_seed(0)
     return Generator(
         z_dim=6,
         c_dim=c_dim,
         w_dim=7,
         img_resolution=resolution,
-        img_channels=3,
+        img_channels=img_channels,
         mapping_kwargs={"num_layers": 2},
         synthesis_kwargs={**SMALL, **synthesis_kwargs},
     ).eval()
 
 
-def small_discriminator(resolution=16, c_dim=0, **kwargs):
+def small_discriminator(resolution=16, c_dim=0, img_channels=3, **kwargs):
     torch.manual_seed(0)
-    return Discriminator(c_dim=c_dim, img_resolution=resolution, img_channels=3, **{**SMALL, **kwargs})
+    return Discriminator(c_dim=c_dim, img_resolution=resolution, img_channels=img_channels, **{**SMALL, **kwargs})
 
 
 def with_noise(G):
@@ -251,7 +252,7 @@ class TestNames:
             len([name for name in dict(small_discriminator(8, c_dim=5).mapping.named_children()) if "fc" in name]) == 8
         )
 
-    @pytest.mark.parametrize("channels", [1, 3])
+    @pytest.mark.parametrize("channels", [1, 3, 4])
     def test_image_channels_shape_input_and_output(self, channels):
         G = Generator(6, 0, 7, 8, channels, synthesis_kwargs=SMALL)
         D = Discriminator(0, 8, channels, **SMALL)
@@ -262,6 +263,161 @@ class TestNames:
     def test_the_number_of_channels_is_bounded(self):
         G = Generator(6, 0, 7, 32, 3, synthesis_kwargs={"channel_base": 256, "channel_max": 24})
         assert [getattr(G.synthesis, f"b{r}").conv1.weight.shape[0] for r in (4, 8, 16, 32)] == [24, 24, 16, 8]
+
+
+def transposed(network, twin):
+    """The network's tensors, height and width exchanged, in a network made for images of the exchanged size."""
+    height, width = networks.height_width(
+        (network.synthesis if isinstance(network, Generator) else network).b4.resolution
+    )
+    tensors = {}
+    for name, tensor in network.state_dict().items():
+        if tensor.ndim == 4:
+            tensor = tensor.transpose(2, 3)
+        elif name.endswith("const"):
+            tensor = tensor.transpose(-1, -2)
+        elif name == "b4.fc.weight":
+            tensor = tensor.unflatten(1, (-1, height, width)).transpose(2, 3).flatten(1)
+        tensors[name] = tensor
+    twin.load_state_dict(tensors)
+    return twin.double()
+
+
+class TestSizes:
+    """Sizes are (height, width)."""
+
+    def test_levels_are_a_base_doubled_and_channels_go_by_the_nearest_square(self):
+        G = small_generator([64, 96], channel_base=128, channel_max=16)
+        D = small_discriminator([64, 96], channel_base=128, channel_max=16)
+        assert G.synthesis.block_resolutions == [4, 8, 16, 32, 64]
+        assert D.block_resolutions == [64, 32, 16, 8]
+        blocks = [getattr(G.synthesis, f"b{level}") for level in (4, 8, 16, 32, 64)]
+        assert blocks[0].const.shape == (16, 4, 6)
+        assert [tuple(block.conv1.noise_const.shape) for block in blocks] == [
+            (4, 6), (8, 12), (16, 24), (32, 48), (64, 96)
+        ]  # fmt: skip
+        assert [block.conv1.weight.shape[0] for block in blocks] == [16, 16, 8, 4, 2]
+        assert [getattr(D, f"b{level}").conv0.weight.shape[0] for level in (64, 32, 16, 8)] == [2, 4, 8, 16]
+        assert D.b4.fc.weight.shape == (16, 16 * 4 * 6)
+        for network in (G, D):
+            assert network.img_resolution == [64, 96]
+            assert network.img_size == (64, 96)
+
+    def test_channels_halve_at_every_level_of_pictures_between_two_squares(self):
+        G = small_generator([32, 64], channel_base=64, channel_max=64)
+        assert [getattr(G.synthesis, f"b{level}").conv1.weight.shape[0] for level in (4, 8, 16, 32)] == [16, 8, 4, 2]
+
+    @pytest.mark.parametrize("make", [small_generator, small_discriminator])
+    @pytest.mark.parametrize("pair", [[16, 16], (16, 16)], ids=str)
+    def test_a_square_of_a_power_of_two_may_be_given_as_a_pair(self, make, pair):
+        one, other = make(16), make(pair)
+        assert other.img_resolution == 16
+        assert other.img_size == one.img_size == (16, 16)
+        assert [(name, tensor.tolist()) for name, tensor in other.state_dict().items()] == [
+            (name, tensor.tolist()) for name, tensor in one.state_dict().items()
+        ]
+
+    def test_other_squares_have_other_bases(self):
+        G = small_generator((24, 24))
+        assert G.synthesis.b4.const.shape == (8, 6, 6)
+        assert G.img_resolution == [24, 24]
+        assert small_discriminator([24, 24])(G(torch.randn(4, 6))).shape == (4, 1)
+
+    @pytest.mark.parametrize("c_dim", [0, 3])
+    @pytest.mark.parametrize("channels", [1, 3, 4])
+    @pytest.mark.parametrize("size", [(64, 96), (40, 24)], ids=str)
+    def test_networks_of_the_exchanged_size_and_weights_make_and_judge_the_turned_pictures(self, size, channels, c_dim):
+        kwargs = {"c_dim": c_dim, "img_channels": channels}
+        G, D = with_noise(small_generator(size, **kwargs)).double(), small_discriminator(size, **kwargs).double()
+        G_twin, D_twin = (
+            transposed(network, make(size[::-1], **kwargs))
+            for network, make in ((G, small_generator), (D, small_discriminator))
+        )
+        z, c = torch.randn(2, 6), torch.randn(2, c_dim)
+        img = G(z, c, noise_mode="const").detach().requires_grad_()
+        turned = img.detach().transpose(2, 3).requires_grad_()
+        assert img.shape == (2, channels, *size)
+        assert_close(G_twin(z, c, noise_mode="const"), turned, 1e-12)
+        logits, logits_twin = D(img, c), D_twin(turned, c)
+        assert logits.shape == (2, 1)
+        assert_close(logits_twin, logits, 1e-12)
+        gradients = [torch.autograd.grad(y.sum(), x)[0] for y, x in ((logits, img), (logits_twin, turned))]
+        assert_close(gradients[1].transpose(2, 3), gradients[0], 1e-12)
+
+    def test_random_noise_has_the_size_of_the_layer(self):
+        G = with_noise(small_generator([24, 40]))
+        z = torch.randn(1, 6).expand(2, -1)
+        img = G(z)
+        assert img.shape == (2, 3, 24, 40)
+        assert not torch.equal(img[0], img[1])
+
+    @staticmethod
+    def gradients(G, D, z, c):
+        """Of the losses of a step: adversarial, path length and R1."""
+        ws = G.mapping(z, c)
+        img = G.synthesis(ws, noise_mode="const")
+        noise = torch.randn(img.shape, generator=torch.Generator().manual_seed(1))
+        (slope,) = torch.autograd.grad((img * noise).sum(), ws, create_graph=True)
+        (F.softplus(-D(img, c)).sum() + slope.square().sum()).backward()
+        real = noise.requires_grad_()
+        (slope,) = torch.autograd.grad(D(real, c).sum(), real, create_graph=True)
+        slope.square().sum().backward()
+        return {f"{type(net).__name__}.{name}": p.grad for net in (G, D) for name, p in net.named_parameters()}
+
+    @pytest.mark.parametrize("half", [0, 2])
+    @pytest.mark.parametrize(("size", "channels"), [((64, 96), 4), ((40, 24), 1)], ids=str)
+    def test_all_gradients_are_finite_and_those_of_prepared_weights(self, size, channels, half):
+        z, c = torch.randn(4, 6), torch.randn(4, 3)
+        results = []
+        for prepared in (False, True):
+            G = with_noise(small_generator(size, c_dim=3, img_channels=channels, num_fp16_res=half))
+            D = small_discriminator(size, c_dim=3, img_channels=channels, num_fp16_res=half)
+            for network in (G, D):
+                if prepared:
+                    networks.prepare_weights(network)
+            results.append(self.gradients(G, D, z, c))
+        for name, gradient in results[0].items():
+            assert gradient.isfinite().all(), name
+            limit = (3e-2 if half else 1e-5) * max(gradient.abs().max(), 1e-3)
+            assert (results[1][name] - gradient).abs().max() <= limit, name
+
+    @pytest.mark.parametrize("size", [(64, 96), (40, 24)], ids=str)
+    def test_half_precision_counts_levels_from_the_top_and_is_close_to_full(self, size):
+        z = torch.randn(4, 6)
+        G, half_G = (with_noise(small_generator(size, num_fp16_res=n)) for n in (0, 2))
+        D, half_D = (small_discriminator(size, num_fp16_res=n) for n in (0, 2))
+        levels = half_G.synthesis.block_resolutions
+        assert [getattr(half_G.synthesis, f"b{n}").use_fp16 for n in levels] == [n in levels[-2:] for n in levels]
+        assert [getattr(half_D, f"b{n}").use_fp16 for n in levels[:0:-1]] == [n in levels[-2:] for n in levels[:0:-1]]
+        img = G(z, noise_mode="const")
+        assert not torch.equal(half_G(z, noise_mode="const"), img)
+        assert_close(half_G(z, noise_mode="const"), img, 0.03)
+        assert_close(half_D(img), D(img), 0.03)
+
+    def test_the_rule_is_that_of_image_size(self):
+        """It is written twice, as networks.py may import nothing of ours."""
+        trainable = 0
+        large = [(1080, 1920), (720, 1280), (512, 1024), (1536, 2048), (8192, 4096), (3 * 2**20, 2**22)]
+        for height, width in [*itertools.product(range(1, 140), repeat=2), *large]:
+            try:
+                base = networks.height_width(networks._levels([height, width])[4])
+            except ValueError:
+                base = None
+            if not image_size.is_trainable((width, height)):
+                assert base is None or (height, width) == (4, 4), (width, height)
+                continue
+            trainable += 1
+            assert base == image_size.base_size((width, height))[::-1]
+            assert networks._nominal_resolution([height, width]) == image_size.nominal_resolution((width, height))
+        assert trainable > 1000
+
+    def test_levels_end_at_the_image_whatever_its_size(self):
+        for size in ([64, 96], [40, 24], [96, 96], [144, 256], [32, 64], [30, 34]):
+            levels = networks._levels(size)
+            assert levels[max(levels)] == size
+            assert list(levels) == [4 * 2**i for i in range(len(levels))]
+            nominal = [networks._nominal_resolution(resolution) for resolution in levels.values()]
+            assert nominal == [nominal[0] * 2**i for i in range(len(levels))]
 
 
 class TestInitialisation:
@@ -582,6 +738,30 @@ class TestErrors:
     def test_a_resolution_that_is_no_power_of_two(self, make, resolution):
         with pytest.raises(ValueError, match=f"img_resolution must be a power of two of at least 4, not {resolution}"):
             make(resolution)
+
+    @pytest.mark.parametrize(
+        "size", [[100, 76], [4, 6], [50, 98], [96, 2], [-64, 96], [0, 96], [0, 0], [6, 6]], ids=str
+    )
+    @pytest.mark.parametrize("make", [small_generator, small_discriminator])
+    def test_a_size_without_a_small_base(self, make, size):
+        with pytest.raises(
+            ValueError, match=rf"no network can be built for img_resolution \[{size[0]}, {size[1]}\]: height"
+        ):
+            make(size)
+
+    @pytest.mark.parametrize(
+        "resolution", [None, "64", 64.0, [], [64], [64, 64, 3], ["64", "96"], [64.0, 96.0], {64, 96}]
+    )
+    @pytest.mark.parametrize("make", [small_generator, small_discriminator])
+    def test_a_resolution_that_is_neither_a_number_nor_a_pair(self, make, resolution):
+        with pytest.raises(ValueError, match=r"img_resolution must be an int or \[height, width\] in pixels, not "):
+            make(resolution)
+
+    @pytest.mark.parametrize("shape", [[1, 3, 24, 40], [1, 1, 40, 24], [1, 3, 40, 40], [3, 40, 24]], ids=str)
+    def test_images_of_another_shape(self, shape):
+        """Judged by the number of pixels alone, exchanged sides would pass."""
+        with pytest.raises(ValueError, match=rf"images must be \[N, 3, 40, 24\], not \[{', '.join(map(str, shape))}\]"):
+            small_discriminator([40, 24])(torch.zeros(shape))
 
     @pytest.mark.parametrize("make", [small_generator, small_discriminator])
     def test_an_unknown_architecture(self, make):

@@ -24,6 +24,8 @@ PENALISED = 6
 def network_flops(network: Generator | Discriminator, device: torch.device) -> Flops:
     """Operations of a forward pass of one sample."""
     total: Flops = {}
+    height, width = network.img_size
+    top = max(network.synthesis.block_resolutions if isinstance(network, Generator) else network.block_resolutions)
     for name, weight in network.state_dict().items():
         if not name.endswith("weight"):
             continue
@@ -32,7 +34,8 @@ def network_flops(network: Generator | Discriminator, device: torch.device) -> F
         if weight.ndim == 4:  # a convolution, done at the lower of its two resolutions
             owner = network.synthesis if isinstance(network, Generator) else network
             halves = layer in (("conv0",) if isinstance(network, Generator) else ("conv1", "skip"))
-            pixels = (block // 2 if halves and block > 4 else block) ** 2
+            level = block // 2 if halves and block > 4 else block
+            pixels = (height * level // top) * (width * level // top)
             compute_dtype = getattr(getattr(owner, f"b{block}"), "compute_dtype", None)
             dtype = weight.dtype if compute_dtype is None else compute_dtype(device, False)
         total[dtype] = total.get(dtype, 0.0) + 2.0 * weight.numel() * pixels
@@ -56,7 +59,7 @@ def seconds_at(flops: Flops, rates: dict[torch.dtype, float]) -> float:
 
 
 def _place(name: str) -> tuple[int, str]:
-    """The resolution of the block that a weight belongs to and the layer's name; 0 for the mapping network."""
+    """The number of the block that a weight belongs to and the layer's name; 0 for the mapping network."""
     found = re.fullmatch(r"(?:synthesis\.)?b(\d+)\.(\w+)\..*weight", name)
     return (int(found[1]), found[2]) if found else (0, "")
 

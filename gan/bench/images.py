@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from gan.data.dataset import ImageDataset
-from gan.data.pack import pack
+from gan.data.packing import pack
 from gan.data.sources import Header, Source
 
 _BYTES = 24_000_000
@@ -36,5 +36,5 @@ def count_at(resolution: int) -> int:
 
 def random_dataset(path: Path, resolution: int, mirror: bool = False) -> ImageDataset:
     """Pack random images into `path`, as dataset_tool.py would, and open it."""
-    pack(RandomImages(resolution), path)
+    pack(RandomImages(resolution), path, workers=0)  # torch has threads here: no forking
     return ImageDataset(path, mirror=mirror)

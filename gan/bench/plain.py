@@ -83,7 +83,7 @@ def modulated_conv(layer: Any, x: torch.Tensor, styles: torch.Tensor, noise: tor
 def synthesis_layer(layer: Any, x: torch.Tensor, w: torch.Tensor, noise_mode: str, gain: float = 1) -> torch.Tensor:
     noise = None
     if layer.use_noise and noise_mode == "random":
-        noise = torch.randn([len(x), 1, layer.resolution, layer.resolution], device=x.device) * layer.noise_strength
+        noise = torch.randn([len(x), 1, *layer.noise_const.shape], device=x.device) * layer.noise_strength
     elif layer.use_noise and noise_mode == "const":
         noise = layer.noise_const * layer.noise_strength
     x = modulated_conv(layer, x, dense(layer.affine, w), noise)
@@ -110,7 +110,7 @@ def mapping(network: MappingNetwork, z: torch.Tensor | None, c: torch.Tensor | N
 
 
 def synthesis(G: Generator, ws: torch.Tensor, noise_mode: str = "random") -> torch.Tensor:
-    """ws `[N, num_ws, w_dim]` -> images `[N, C, R, R]`; skip architecture only."""
+    """ws `[N, num_ws, w_dim]` -> images `[N, C, H, W]`; skip architecture only."""
     x: Any = None
     img: torch.Tensor | None = None
     first = 0
@@ -138,7 +138,7 @@ def conv_layer(layer: Any, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
 
 
 def discriminate(D: Discriminator, img: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """Images `[N, C, R, R]` -> logits `[N, 1]`; resnet and orig architectures."""
+    """Images `[N, C, H, W]` -> logits `[N, 1]`; resnet and orig architectures."""
     x: torch.Tensor | None = None
     for res in D.block_resolutions:
         block = getattr(D, f"b{res}")

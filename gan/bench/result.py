@@ -196,7 +196,8 @@ def options_of(config: TrainConfig) -> dict[str, Any]:
     """What shapes the speed of a configuration."""
     network, augment = config.network, config.augment
     return {
-        "resolution": config.data.resolution,
+        "width": config.data.width,
+        "height": config.data.height,
         "channels": config.data.channels,
         "batch": config.batch_size,
         "batch_gpu": config.batch_gpu,

@@ -141,7 +141,7 @@ def _opened(options: TrainOptions, resolution: int, problems: list[str]) -> tupl
     from gan.data.dataset import ImageDataset
 
     side = resolution if not problems else _RESOLUTION
-    stand_in = DataInfo("random images", "random", count_at(side), side, 3)
+    stand_in = DataInfo("random images", "random", count_at(side), side, side, 3)
     if options.data is None:
         return stand_in, None
     try:
@@ -150,7 +150,8 @@ def _opened(options: TrainOptions, resolution: int, problems: list[str]) -> tupl
     except GanError as error:
         problems.append(f"--data {error}")
         return stand_in, None
-    return DataInfo(options.data, data.name, data.num_unflipped, data.resolution, data.channels, data.label_dim), data
+    shape = (data.height, data.width, data.channels)
+    return DataInfo(options.data, data.name, data.num_unflipped, *shape, data.label_dim), data
 
 
 def _config(options: TrainOptions, info: DataInfo, problems: list[str]) -> TrainConfig:
@@ -184,7 +185,7 @@ def _measure(
         if not as_json and (dataset is not None or not text.startswith("Cache:")):
             click.echo(text)
 
-    report(f"Data:      {config.data.path} of {config.data.resolution}x{config.data.resolution}")
+    report(f"Data:      {config.data.path} of {config.data.described}")
     report(f"Options:   {_described(config)}")
     with _images(config, dataset) as images, _enough_memory(config):
         result = measure(

@@ -5,20 +5,25 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 
 from gan.cli.command import Command, Option, printable, problems_of
-from gan.data.pack import PackSummary, dest_problems, pack, settings_problems
-from gan.data.scan import Progress
-from gan.data.sources import LABEL_FILE, Source, count_by_suffix, open_source
-from gan.data.transforms import RESIZE_FILTERS, TRANSFORMS, Size
+from gan.data.pack_options import CHANNELS, PackOptions
+from gan.data.packing import SCAN_FILE, SHEET_FILE, PackSummary, checked, pack, scan
+from gan.data.plan import Progress
+from gan.data.transforms import RESIZE_FILTERS, TRANSFORMS
 from gan.errors import GanError, UsageError
+from gan.image_size import Size
 
-SETTINGS = ("--resolution", "--width", "--height", "--transform", "--resize-filter", "--max-images")
-MAX_LISTED = 20  # skipped files that are listed by name
+SETTINGS = (
+    *("--resolution", "--width", "--height", "--transform", "--resize-filter", "--channels", "--background"),
+    *("--labels", "--max-images"),
+)
+_SECONDS_BETWEEN_LINES = 60  # of progress, where there is no terminal
 
 
 class SizeType(click.ParamType):
@@ -36,66 +41,114 @@ class SizeType(click.ParamType):
 
 
 @click.command(cls=Command, context_settings={"max_content_width": 120})
-@click.option("--source", cls=Option, required=True, metavar="PATH", help="a folder or .zip of images, or demo")
-@click.option("--dest", cls=Option, required=True, metavar="PATH", help="the .zip file or the new folder to write")
-@click.option("--resolution", cls=Option, type=SizeType(), metavar="WxH", help="size to pack, such as 256x256")
+@click.option(
+    "--source",
+    cls=Option,
+    required=True,
+    metavar="PATH",
+    help="a folder or .zip of images, an LSUN lmdb folder, cifar-10-python.tar.gz, an MNIST-style idx file, or demo",
+)
+@click.option(
+    "--dest",
+    cls=Option,
+    metavar="PATH",
+    help="the .zip file or the new folder to write; with --scan-only the folder for its two files",
+)
+@click.option(
+    "--resolution",
+    cls=Option,
+    type=SizeType(),
+    metavar="WxH",
+    help="size to pack: a small size doubled some times, such as 256x256 or 384x256",
+)
 @click.option("--width", cls=Option, type=int, metavar="N", help="with --height: the same as --resolution")
 @click.option("--height", cls=Option, type=int, metavar="N", help="with --width: the same as --resolution")
 @click.option(
     "--transform",
     cls=Option,
     type=click.Choice(TRANSFORMS),
-    default="none",
-    show_default=True,
-    help="how images get their size: none scales the whole image, center-crop scales its largest centred part of the "
-    "right proportions, center-crop-wide pads such a wide part to a square and leaves out images smaller than it",
+    help="how images get their size: center-crop (default) scales the largest centred part of the right proportions, "
+    "center-crop-wide pads such a wide part to a square and leaves out images smaller than it, fit scales the whole "
+    "image and fills up with the background, stretch (or none) distorts it",
 )
 @click.option(
     "--resize-filter", cls=Option, type=click.Choice(list(RESIZE_FILTERS)), default="lanczos", show_default=True
 )
+@click.option(
+    "--channels",
+    cls=Option,
+    type=click.Choice(list(CHANNELS)),
+    default="auto",
+    show_default=True,
+    help="auto: grey if all images are, otherwise rgb; rgba keeps transparency",
+)
+@click.option(
+    "--background",
+    cls=Option,
+    metavar="COLOUR",
+    default="white",
+    show_default=True,
+    help="what transparent images lie on, and the borders of fit: a name or #rrggbb",
+)
+@click.option(
+    "--labels",
+    cls=Option,
+    metavar="WHAT",
+    help="folders (each a class), a CSV or JSON file, or none  [default: those of the source, such as dataset.json]",
+)
 @click.option("--max-images", cls=Option, type=int, metavar="N", help="pack the first N images only")
+@click.option("--strict", is_flag=True, help="write nothing if any image would be left out or a label is wrong")
+@click.option(
+    "--scan-only", is_flag=True, help=f"pack nothing; say what is there, and write {SCAN_FILE} and {SHEET_FILE}"
+)
+@click.option("--workers", cls=Option, type=int, metavar="N", help="processes to use  [default: all processors]")
 @click.pass_context
 def dataset_tool(
     ctx: click.Context,
     source: str | None,
     dest: str | None,
-    resolution: Size | None,
     width: int | None,
     height: int | None,
-    transform: str | None,
-    resize_filter: str | None,
-    max_images: int | None,
+    strict: bool,
+    scan_only: bool,
+    workers: int | None,
+    **settings: Any,
 ) -> None:
     """Pack images into a dataset: a .zip file or a folder of equal-sized PNG files, in sorted order.
 
-    Images that cannot be read are left out and listed. To try it without images of your own:
+    Images that cannot be read are left out and listed. A run that was stopped goes on where it was when it is started
+    again. To try it without images of your own:
 
         python dataset_tool.py --source demo --dest demo.zip
     """
     problems = list(problems_of(ctx))
-    if not any(problem.startswith(SETTINGS) for problem in problems):
-        resolution, size_problems = _chosen_size(resolution, width, height)
-        problems += size_problems or settings_problems(resolution, str(transform), str(resize_filter), max_images)
-    opened: Source | None = None
+    if any(problem.startswith(SETTINGS) for problem in problems):
+        options = PackOptions()  # something stands for them that is not wrong twice
+    else:
+        settings["resolution"], size_problems = _chosen_size(settings["resolution"], width, height)
+        problems += size_problems
+        options = PackOptions() if size_problems else PackOptions(**settings)
+    if workers is not None and workers < 0:
+        problems.append(f"--workers {workers}: must be at least 1, or 0 for no other process")
+    if dest is None and not scan_only:
+        problems.append("--dest: is missing; name the .zip file or the new folder to write")
+    opened = None
     if source is not None:
-        try:
-            opened = open_source(source)
-        except GanError as error:
-            problems.append(str(error))
-    if source is not None and dest is not None:
-        problems += dest_problems(source, dest)
-    if problems or opened is None or dest is None:
+        opened, more = checked(source, options, None if scan_only else dest)
+        problems += more
+    if problems or opened is None:
         raise UsageError(problems)
-    summary = pack(
-        opened,
-        dest,
-        resolution=resolution,
-        transform=transform,
-        resize_filter=str(resize_filter),
-        max_images=max_images,
-        progress=_progress_bar() if sys.stderr.isatty() else None,
-    )
-    click.echo(_report(opened, summary))
+    common: dict[str, Any] = {**vars(options), "workers": workers, "progress": _progress(), "report": _say}
+    if not scan_only:
+        assert dest is not None
+        summary = pack(opened, dest, strict=strict, **common)
+        click.echo(_result(summary))
+        return
+    folder = Path(dest or ".")
+    found = scan(opened, folder.parent if folder.suffix.lower() == ".zip" else folder, **common)
+    click.echo(f"Written: {SCAN_FILE} and {SHEET_FILE} (images as they would be packed) in {folder}")
+    if strict and found.num_problems:
+        raise GanError(f"--strict: {found.num_problems} problems, see above")
 
 
 def _chosen_size(resolution: Size | None, width: int | None, height: int | None) -> tuple[Size | None, list[str]]:
@@ -110,8 +163,16 @@ def _chosen_size(resolution: Size | None, width: int | None, height: int | None)
     return (width, height), []
 
 
+def _say(line: str) -> None:
+    click.echo(printable(line))
+
+
+def _progress() -> Progress:
+    """A bar on a terminal for each stage of the work; elsewhere a line a minute."""
+    return _progress_bar() if sys.stderr.isatty() else _progress_lines()
+
+
 def _progress_bar() -> Progress:
-    """A progress bar on the terminal for each stage of the work."""
     bars: dict[str, Any] = {}
 
     def show(stage: str, done: int, total: int) -> None:
@@ -127,28 +188,28 @@ def _progress_bar() -> Progress:
     return show
 
 
-def _report(source: Source, summary: PackSummary) -> str:
-    """What was packed, what was not, and what to do next."""
-    dest = summary.dest
-    images = f"{summary.num_images:,} image{'' if summary.num_images == 1 else 's'}"
-    labels = "yes, from dataset.json" if summary.has_labels else "none"
-    mode = "RGB" if summary.channels == 3 else "grey"
-    lines = [
-        f"Packed {images} into {dest} ({_bytes_below(Path(dest)) / 1e6:,.1f} MB)",
-        f"  size    {summary.width}x{summary.height} {mode}",
-        f"  labels  {labels}",
-    ]
-    if summary.skipped:
-        lines.append(f"  skipped {len(summary.skipped):,} that could not be used:")
-        lines += [f"    {printable(name)}: {reason}" for name, reason in summary.skipped[:MAX_LISTED]]
-        if len(summary.skipped) > MAX_LISTED:
-            lines.append(f"    and {len(summary.skipped) - MAX_LISTED:,} more")
-    others = [name for name in source.ignored if Path(name).name != LABEL_FILE]
-    if others:
-        kinds = ", ".join(f"{count:,} x {kind}" for kind, count in list(count_by_suffix(others).items())[:4])
-        lines.append(f"  ignored {len(others):,} that are no images by name ({printable(kinds)})")
-    lines.append(f"Next: python train.py --data {shlex.quote(dest)}")
-    return "\n".join(lines)
+def _progress_lines() -> Progress:
+    said = time.monotonic()
+
+    def show(stage: str, done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            click.echo(f"{stage}: {done:,} of {total:,}", err=True)
+
+    return show
+
+
+def _result(summary: PackSummary) -> str:
+    """What was packed, and what to do next."""
+    kind = {1: "grey", 3: "RGB", 4: "RGBA"}[summary.channels]
+    images = f"{summary.num_images:,} {kind} image{'' if summary.num_images == 1 else 's'}"
+    size = _bytes_below(Path(summary.dest)) / 1e6
+    cond = "  (add --cond to train on its labels)" if summary.has_labels else ""
+    return (
+        f"Packed {images} of {summary.width}x{summary.height} into {summary.dest} ({size:,.1f} MB)\n"
+        f"Next: python train.py --data {shlex.quote(summary.dest)}{cond}"
+    )
 
 
 def _bytes_below(path: Path) -> int:

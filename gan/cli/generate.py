@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import math
 import re
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +21,10 @@ from gan.errors import GanError, UsageError
 if TYPE_CHECKING:
     import torch
 
+    from gan.models import Snapshot
     from gan.networks import Generator
+
+_LISTED = 12  # classes that an error spells out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +34,6 @@ class Request:
     path: str
     seeds: list[int] | None
     projected_w: str | None
-    class_idx: int | None
     trunc: float
     noise_mode: str
     outdir: Path
@@ -57,11 +61,42 @@ class SeedsType(click.ParamType):
         return seeds
 
 
+class LabelType(click.ParamType):
+    """Finite numbers, such as 0.5,1,0."""
+
+    name = "label"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        if isinstance(value, list):
+            return value
+        try:
+            numbers = [float(part) for part in value.split(",")]
+        except ValueError:
+            numbers = [math.nan]
+        if not all(map(math.isfinite, numbers)):
+            self.fail("is not a list of numbers; write it like 0.5,1,0", param, ctx)
+        return numbers
+
+
 @click.command(cls=Command, context_settings={"max_content_width": 120})
 @click.option("--seeds", cls=Option, type=SeedsType(), help="Seeds of the pictures, such as 0-35 or 0-5,8")
 @click.option("--network", cls=Option, metavar="FILE", help="Snapshot  [default: the newest under training-runs]")
 @click.option("--trunc", cls=Option, type=float, default=1.0, show_default=True, help="Truncation psi: less is safer")
-@click.option("--class", "class_idx", cls=Option, type=int, metavar="N", help="Class, for a network with classes")
+@click.option(
+    "--class",
+    "classes",
+    cls=Option,
+    multiple=True,
+    metavar="N|NAME",
+    help="Class, for a network with classes; several times where pictures have several",
+)
+@click.option(
+    "--label",
+    cls=Option,
+    type=LabelType(),
+    metavar="X,Y,...",
+    help="Label, for a network trained on vectors: as many numbers as theirs have",
+)
 @click.option(
     "--noise-mode",
     cls=Option,
@@ -80,7 +115,8 @@ def generate(
     seeds: list[int] | None,
     network: str | None,
     trunc: float | None,
-    class_idx: int | None,
+    classes: tuple[str, ...],
+    label: list[float] | None,
     noise_mode: str | None,
     projected_w: str | None,
     outdir: str | None,
@@ -100,14 +136,20 @@ def generate(
         problems.append("--seeds: is missing; for example --seeds 0-35")
     if seeds is not None and projected_w is not None:
         problems.append("--projected-w renders a given w; leave out --seeds")
+    if projected_w is not None and (classes or label is not None):
+        problems.append("--projected-w renders a given w, whatever the class; leave out --class and --label")
     if batch is not None and batch < 1:
         problems.append(f"--batch {batch}: must be a whole number from 1 on")
     path = _chosen_network(network, problems)
-    G = _open(path, problems) if path is not None else None
+    snapshot = _open(path, problems) if path is not None else None
+    G = None if snapshot is None else snapshot.G_ema or snapshot.G
+    c: list[float] = []
+    if snapshot is not None and G is not None and projected_w is None and "--label" not in broken:
+        c = _chosen_label(snapshot, G.c_dim, classes, label, problems)
     if problems or path is None or G is None:
         raise UsageError(problems)
     assert trunc is not None and noise_mode and outdir and batch and device  # noqa: PT018
-    _render(G, Request(path, seeds, projected_w, class_idx, trunc, noise_mode, Path(outdir), batch, device))
+    _render(G, c, Request(path, seeds, projected_w, trunc, noise_mode, Path(outdir), batch, device))
 
 
 def _chosen_network(network: str | None, problems: list[str]) -> str | None:
@@ -122,7 +164,7 @@ def _chosen_network(network: str | None, problems: list[str]) -> str | None:
         return None
 
 
-def _open(path: str, problems: list[str]) -> Generator | None:
+def _open(path: str, problems: list[str]) -> Snapshot | None:
     from gan import models
 
     try:
@@ -130,25 +172,96 @@ def _open(path: str, problems: list[str]) -> Generator | None:
     except GanError as error:
         problems.append(f"--network {error}")
         return None
-    G = snapshot.G_ema or snapshot.G
-    if G is None:
+    if snapshot.G_ema is None and snapshot.G is None:
         problems.append(f"--network {path}: holds no generator; give a snapshot with G_ema")
-    return G
+    return snapshot
 
 
-def _render(G: Generator, request: Request) -> None:
+def _chosen_label(
+    snapshot: Snapshot, size: int, classes: tuple[str, ...], label: list[float] | None, problems: list[str]
+) -> list[float]:
+    """The label that --class or --label asks for: `size` numbers, as the network takes them."""
+    from gan.data.label_rows import CLASSES, VECTORS
+
+    path, names = snapshot.source, _class_names(snapshot, size)
+    kind = snapshot.training_set_kwargs.get("label_kind", CLASSES)
+    if size == 0:
+        given = [f"--class {classes[0]}"] if classes else ["--label"] if label is not None else []
+        problems += [f"{option}: {path} was trained without classes; leave it out" for option in given]
+        return []
+    if classes and label is not None:
+        problems.append("--class and --label: both say what the pictures show; give one of them")
+    elif label is not None:
+        if len(label) == size:
+            return label
+        problems.append(f"--label: has {len(label)} number{'s' * (len(label) > 1)}; {path} takes {size}")
+    elif kind == VECTORS:
+        example = "--label " + ",".join(["0"] * size if size <= _LISTED else ["0", "0", "..."])
+        if classes:
+            problems.append(f"--class {classes[0]}: {path} has vectors for labels, no classes; give {example}, for one")
+        else:
+            problems.append(f"--label: is missing; {path} takes {size} numbers, like {example}")
+    elif not classes:
+        problems.append(f"--class: is missing; {path} has {_listed(names, size)}")
+    elif kind == CLASSES and len(classes) > 1:
+        problems.append(f"--class: was given {len(classes)} times; a picture of {path} has one class")
+    else:
+        numbers = [_class_number(text, names, size) for text in classes]
+        for text, number in zip(classes, numbers, strict=True):
+            if number is None:
+                problems.append(f"--class {text}: {_near(text, names)}{path} has {_listed(names, size)}")
+        return [float(number in numbers) for number in range(size)]
+    return []
+
+
+def _class_names(snapshot: Snapshot, size: int) -> list[str]:
+    """The names of the classes in their order; empty where the snapshot does not know them."""
+    names = snapshot.training_set_kwargs.get("class_names")
+    if not isinstance(names, list) or len(names) != size or not all(isinstance(name, str) for name in names):
+        return []
+    return names
+
+
+def _class_number(text: str, names: list[str], size: int) -> int | None:
+    """The class of this name or number. Where names are numbers themselves, only names will do: "3" must not be "4"."""
+    if text in names:
+        return names.index(text)
+    is_number = re.fullmatch("[0-9]{1,9}", text) and not _has_number(names)
+    return int(text) if is_number and int(text) < size else None
+
+
+def _has_number(names: list[str]) -> bool:
+    return any(re.fullmatch("[0-9]+", name) for name in names)
+
+
+def _near(text: str, names: list[str]) -> str:
+    by_case = {name.casefold(): name for name in names}
+    close = difflib.get_close_matches(text.casefold(), by_case, n=1)
+    return f"did you mean {by_case[close[0]]}? " if close else "is not one of them; "
+
+
+def _listed(names: list[str], size: int) -> str:
+    if not names:
+        return f"classes 0 to {size - 1}"
+    numbers = [""] * size if _has_number(names) else [f"{number} " for number in range(size)]
+    shown = ", ".join(number + name for number, name in zip(numbers[:_LISTED], names, strict=False))
+    return f"the classes {shown}" + (f" and {size - _LISTED} more" if size > _LISTED else "")
+
+
+def _render(G: Generator, label: list[float], request: Request) -> None:
     """Compute and write the pictures; a batch is encoded and written while the next one is computed."""
     import numpy as np
 
     from gan.files import write_png
     from gan.latent.sampling import Sheet, synthesize
     from gan.networks import prepare_weights
-    from gan.training.devices import choose_device, keep_freed_memory
+    from gan.training.devices import choose_device, keep_freed_memory, settle_mkl_functions
     from torch_utils.ops import kernels
 
     device, outdir = choose_device(request.device), request.outdir
     if device.type == "cpu":
         keep_freed_memory()
+        settle_mkl_functions()
         kernels.prepare(device)
     G = G.to(device)
     prepare_weights(G)
@@ -157,12 +270,11 @@ def _render(G: Generator, request: Request) -> None:
         names = [f"proj{i:02d}.png" for i in range(len(ws))]
     else:
         assert request.seeds is not None
-        ws = _map_seeds(G, request.seeds, _label(G, request.class_idx, request.path), request)
+        ws = _map_seeds(G, request.seeds, label, request)
         names = [f"seed{seed:04d}.png" for seed in request.seeds]
     # Half precision is for GPUs: on a CPU a picture should not depend on which one it is.
     pictures = synthesize(G, ws.to(device), request.batch, request.noise_mode, force_fp32=device.type != "cuda")
-    shape = (G.img_channels, G.img_resolution, G.img_resolution)
-    sheet = Sheet(len(names), int(np.ceil(np.sqrt(len(names)))), shape)
+    sheet = Sheet(len(names), int(np.ceil(np.sqrt(len(names)))), (G.img_channels, *G.img_size))
     with ThreadPoolExecutor() as writers:
         jobs: deque[Future[None]] = deque()
         for i, (name, image) in enumerate(zip(names, pictures, strict=True)):
@@ -177,22 +289,7 @@ def _render(G: Generator, request: Request) -> None:
     click.echo(f"Wrote {len(names)} pictures of {request.path} to {outdir}/ and a sheet of them to {path}")
 
 
-def _label(G: Generator, class_idx: int | None, path: str) -> torch.Tensor:
-    import torch
-
-    label = torch.zeros([1, G.c_dim])
-    if G.c_dim == 0:
-        if class_idx is not None:
-            raise UsageError([f"--class {class_idx}: {path} was trained without classes; leave it out"])
-        return label
-    if class_idx is None or not 0 <= class_idx < G.c_dim:
-        shown = "is missing" if class_idx is None else f"{class_idx} is not one of them"
-        raise UsageError([f"--class: {shown}; {path} has classes 0 to {G.c_dim - 1}"])
-    label[0, class_idx] = 1
-    return label
-
-
-def _map_seeds(G: Generator, seeds: list[int], label: torch.Tensor, request: Request) -> torch.Tensor:
+def _map_seeds(G: Generator, seeds: list[int], label: list[float], request: Request) -> torch.Tensor:
     import numpy as np
     import torch
 
@@ -200,7 +297,7 @@ def _map_seeds(G: Generator, seeds: list[int], label: torch.Tensor, request: Req
 
     device = G.mapping.w_avg.device
     z = torch.from_numpy(np.concatenate([seed_latent(seed, G.z_dim) for seed in seeds])).to(device)
-    labels = label.to(device).expand(len(z), -1)
+    labels = torch.tensor([label], device=device).expand(len(z), -1)
     with torch.no_grad():
         parts = zip(z.split(request.batch), labels.split(request.batch), strict=True)
         return torch.cat([G.mapping(part, c, truncation_psi=request.trunc) for part, c in parts])

@@ -102,8 +102,8 @@ def _resolved(options: TrainOptions, problems: list[str]) -> tuple[TrainConfig, 
     if dataset is None:
         raise UsageError([*problems, *cfg.check_options(options)])
     assert options.data is not None
-    size = (len(dataset), dataset.resolution, dataset.channels, dataset.label_dim)
-    info = cfg.DataInfo(options.data, dataset.name, *size)
+    shape = (dataset.height, dataset.width, dataset.channels)
+    info = cfg.DataInfo(options.data, dataset.name, len(dataset), *shape, dataset.label_dim)
     try:
         config = cfg.resolve(options, info)
     except UsageError as error:
@@ -125,12 +125,18 @@ def _chosen(dataset: ImageDataset, config: TrainConfig) -> ImageDataset:
     """The images of a run; for one that continues, they must be what they were."""
     data = config.data
     dataset = dataset.view(subset=data.subset, mirror=data.mirror, seed=config.seed)
-    found = (dataset.resolution, dataset.channels, dataset.label_dim, len(dataset))
-    expected = (data.resolution, data.channels, data.label_dim, data.shown_images)
+    shown = cfg.describe_image(dataset.height, dataset.width, dataset.channels)
+    found, expected = (
+        f"{images} images of {kind} with {label_dim} label values"
+        for images, kind, label_dim in (
+            (len(dataset), shown, dataset.label_dim),
+            (data.shown_images, data.described, data.label_dim),
+        )
+    )
     if found != expected:
         raise GanError(
-            f"{data.path}: (resolution, channels, label values, images) are {found}, but the run was started with "
-            f"{expected}; give the dataset of the run with --data"
+            f"{data.path}: holds {found}, but the run was started with {expected}; give the dataset of the run with "
+            "--data"
         )
     return dataset
 

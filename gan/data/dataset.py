@@ -5,30 +5,24 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-import importlib.util
-import io
-import json
 import os
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 
+from gan.config import describe_image
 from gan.data.cache_file import Content, stored_shape
-from gan.data.sources import is_hidden
+from gan.data.dataset_files import DatasetFiles
+from gan.data.decode import Shape, decode
+from gan.data.label_rows import LabelRows, read_labels
 from gan.data.store import Store
 from gan.errors import GanError
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-MAX_CLASSES = 10_000  # each is a column of every label
-_PACK_HINT = "pack it with: python dataset_tool.py --source {path} --dest {stem}.zip --resolution 256x256"
+from gan.image_size import MAX_BASE_AREA, MIN_BASE, is_trainable
 
 
 class ImageDataset:
-    """Square images of one size, a power of two, grey or RGB, in the order of their sorted names.
+    """Images of one size that can be trained on, grey, RGB or RGBA, in the order of their sorted names.
 
     Args:
         path: zip or folder.
@@ -52,16 +46,14 @@ class ImageDataset:
         cache_folder: Path | None = None,
     ) -> None:
         self.path = Path(path)
-        self._files = _Files(self.path)
+        self._files = DatasetFiles(self.path)
         self._names = self._files.image_names()
-        if not self._names:
-            raise GanError(f"{self.path}: holds no images ({', '.join(s[1:] for s in IMAGE_SUFFIXES)})")
         known = None
         if cache_folder is not None:
             known = stored_shape(self.path, self.fingerprint, len(self._names), cache_folder)
-        self.resolution, self.channels = (known[2], known[0]) if known else self._check_images()
+        self.channels, self.height, self.width = known or self._check_images()
         self._labels = self._read_labels() if use_labels else None
-        self.label_dim = 0 if self._labels is None else self._labels[0].shape[1]
+        self.label_dim = 0 if self._labels is None else self._labels.rows.shape[1]
         self._choose(subset, mirror, seed)
 
     def view(self, *, subset: int | None = None, mirror: bool = False, seed: int = 0) -> ImageDataset:
@@ -87,9 +79,19 @@ class ImageDataset:
         return self.path.stem if self.path.suffix.lower() == ".zip" else self.path.name
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> Shape:
         """(C, H, W)."""
-        return self.channels, self.resolution, self.resolution
+        return self.channels, self.height, self.width
+
+    @property
+    def label_kind(self) -> str | None:
+        """`classes`, `multi-hot` or `vectors`; None without labels."""
+        return None if self._labels is None else self._labels.kind
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """What the columns of a label mean, if dataset.json says so."""
+        return None if self._labels is None else self._labels.class_names
 
     @property
     def num_unflipped(self) -> int:
@@ -134,7 +136,7 @@ class ImageDataset:
         name = self._names[self._indices[row]]
         image = decode(self._files.read(name), f"{self.path}: {name}")
         if image.shape != self.image_shape:
-            raise GanError(f"{self.path}: {name} is {_describe(image.shape)}, not {_describe(self.image_shape)}")
+            raise GanError(f"{self.path}: {name} is {_described(image.shape)}, not {_described(self.image_shape)}")
         return image
 
     def image(self, index: int) -> np.ndarray:
@@ -151,239 +153,33 @@ class ImageDataset:
         """Distinct labels, float32 `[K, label_dim]`, and which of them each image has, int64 `[len]`."""
         if self._labels is None:
             return np.zeros([1, 0], dtype=np.float32), np.zeros(len(self), dtype=np.int64)
-        rows, index = self._labels
-        chosen = index[self._indices]
+        rows, chosen = self._labels.rows, self._labels.index[self._indices]
         return rows, np.concatenate([chosen, chosen]) if self.mirror else chosen
 
-    def _check_images(self) -> tuple[int, int]:
-        """Resolution and channels, from the header of every image."""
-        first: tuple[int, int, int] | None = None
-        for name in self._names:
+    def _check_images(self) -> Shape:
+        """The shape of all images, from their headers."""
+        first = self._files.image_shape(self._names[0])
+        _, height, width = first
+        for name in self._names[1:]:
             shape = self._files.image_shape(name)
-            if first is None:
-                first = shape
-            elif shape != first:
+            if shape != first:
+                size = (width, height) if shape[1:] != first[1:] else None
                 raise GanError(
-                    f"{self.path}: {name} is {_describe(shape)}, but {self._names[0]} is {_describe(first)}; "
-                    + _PACK_HINT.format(path=self.path, stem=f"{self.path.stem}-packed")
+                    f"{self.path}: {name} is {_described(shape)}, but {self._names[0]} is {_described(first)}; "
+                    + self._files.pack_hint(size)
                 )
-        assert first is not None
-        channels, height, width = first
-        if height != width or width < 8 or width & (width - 1):
+        if not is_trainable((width, height)):
             raise GanError(
-                f"{self.path}: the images are {width}x{height}; training takes squares of a power of two from 8 on; "
-                + _PACK_HINT.format(path=self.path, stem=f"{self.path.stem}-packed")
+                f"{self.path}: {self._names[0]} and all others are {width}x{height}; training takes a * 2^n by b * 2^n "
+                f"pixels, n from 1, a and b from {MIN_BASE}, a * b up to {MAX_BASE_AREA}; "
+                + self._files.pack_hint((width, height))
             )
-        if channels not in (1, 3):
-            raise GanError(
-                f"{self.path}: {self._names[0]} has {channels} channels; training takes grey and RGB images; "
-                + _PACK_HINT.format(path=self.path, stem=f"{self.path.stem}-packed")
-            )
-        return width, channels
+        return first
 
-    def _read_labels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct label rows float32 `[K, label_dim]` and each image's row int64 `[images]`."""
-        listed = self._files.read_json("dataset.json").get("labels")
-        if not listed:
-            raise GanError(
-                f"{self.path}: has no labels (dataset.json says none); leave out --cond, or pack it with labels"
-            )
-        try:
-            by_name = {str(name).replace("\\", "/"): label for name, label in listed}
-        except (TypeError, ValueError) as error:
-            raise GanError(f'{self.path}: "labels" of dataset.json is not a list of [file name, label]') from error
-        missing = [name for name in self._names if name not in by_name]
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise GanError(f"{self.path}: dataset.json has no label for {missing[0]}{more}")
-        return _label_rows([by_name[name] for name in self._names], self._names, self.path)
+    def _read_labels(self) -> LabelRows:
+        return read_labels(self._files.read_json("dataset.json"), self._names, f"{self.path}: dataset.json")
 
 
-def _label_rows(labels: list[Any], names: list[str], path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Classes become one-hot rows; float vectors stay as they are."""
-    wants_class = isinstance(labels[0], int)
-    for name, label in zip(names, labels, strict=True):
-        is_class = isinstance(label, int) and not isinstance(label, bool) and label >= 0
-        is_vector = isinstance(label, list) and len(label) > 0 and all(isinstance(v, (int, float)) for v in label)
-        if is_class is not wants_class or not (is_class or is_vector):
-            kind = "a class number from 0 on" if wants_class else "a list of numbers"
-            raise GanError(f"{path}: the label of {name} in dataset.json is {label!r}, not {kind} as the others are")
-        if is_vector and len(label) != len(labels[0]):
-            raise GanError(
-                f"{path}: the label of {name} in dataset.json has {len(label)} numbers, not {len(labels[0])}"
-            )
-    if wants_class:
-        largest = max(labels)
-        if largest >= MAX_CLASSES:
-            name = names[labels.index(largest)]
-            raise GanError(
-                f"{path}: the label of {name} is class {largest}; number the classes from 0 on, without gaps"
-            )
-        index = np.asarray(labels, dtype=np.int64)
-        return np.eye(int(index.max()) + 1, dtype=np.float32), index
-    rows, index = np.unique(np.asarray(labels, dtype=np.float32), axis=0, return_inverse=True)
-    return rows, index.reshape(-1).astype(np.int64)
-
-
-class _Files:
-    """The files of a zip or a folder. Safe to use from processes forked or spawned off this one."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._zip: zipfile.ZipFile | None = None
-        self._pid = -1
-        self._version: tuple[int, ...] | None = None
-        if path.is_dir():
-            found = (Path(base) / name for base, _, files in os.walk(path) for name in files)
-            self.names = {file.relative_to(path).as_posix() for file in found}
-        elif path.is_file():
-            self.names = {info.filename for info in self._open().infolist() if not info.filename.endswith("/")}
-        else:
-            raise GanError(f"{path}: no such file or folder; pack your images with dataset_tool.py first")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_zip": None, "_pid": -1}
-
-    def image_names(self) -> list[str]:
-        return sorted(n for n in self.names if n.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(n))
-
-    def fingerprint(self, names: list[str]) -> str:
-        """Hex digest of the files' names and sizes, and their checksums in a zip, their times in a folder."""
-        digest, is_folder = hashlib.sha256(), self.path.is_dir()
-        try:
-            for name in names:
-                if is_folder:
-                    status = os.stat(self.path / name)
-                    version = f"{status.st_size} {status.st_mtime_ns}"
-                else:
-                    info = self._open().getinfo(name)
-                    version = f"{info.file_size} {info.CRC}"
-                digest.update(f"{name}\0{version}\0".encode(errors="surrogateescape"))
-        except OSError as error:
-            raise GanError(f"{self.path}: {name} cannot be read ({error})") from error
-        return digest.hexdigest()
-
-    def read(self, name: str) -> bytes:
-        try:
-            if self.path.is_dir():
-                return (self.path / name).read_bytes()
-            return self._open().read(name)
-        except (GanError, MemoryError):
-            raise
-        except Exception as error:  # a damaged zip makes zipfile raise almost anything
-            reason = (isinstance(error, OSError) and error.strerror) or error
-            raise GanError(f"{self.path}: {name} cannot be read ({reason}); restore it, or pack again") from error
-
-    def read_json(self, name: str) -> dict[str, Any]:
-        """A JSON object; empty if there is no such file."""
-        if name not in self.names:
-            return {}
-        try:
-            content = json.loads(self.read(name))
-        except ValueError as error:
-            raise GanError(f"{self.path}: {name} is not valid JSON ({error})") from error
-        if not isinstance(content, dict):
-            raise GanError(f"{self.path}: {name} is not a JSON object")
-        return content
-
-    def image_shape(self, name: str) -> tuple[int, int, int]:
-        """(C, H, W) out of the header alone."""
-        try:
-            if self.path.is_dir():
-                with open(self.path / name, "rb") as file:
-                    return _header_shape(file)
-            with self._open().open(name) as member:
-                return _header_shape(member)
-        except (GanError, MemoryError):
-            raise
-        except Exception as error:
-            raise GanError(f"{self.path}: {name} is not a readable image ({error})") from error
-
-    def _open(self) -> zipfile.ZipFile:
-        if self._zip is None or self._pid != os.getpid():  # a file position must not be shared with another process
-            try:
-                file = open(self.path, "rb")  # noqa: SIM115
-                opened, status = zipfile.ZipFile(file), os.fstat(file.fileno())
-            except MemoryError:
-                raise
-            except Exception as error:
-                raise GanError(f"{self.path}: not a readable zip file ({error})") from error
-            version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-            if self._version not in (None, version):  # its images would pass for those that were there
-                raise GanError(f"{self.path}: has been replaced since it was opened; start again")
-            self._zip, self._pid, self._version = opened, os.getpid(), version
-        return self._zip
-
-
-def decode(data: bytes, where: str) -> np.ndarray:
-    """An encoded image as uint8 `[C, H, W]`, C = 1 or 3. `where` names it in errors."""
-    if data[:8] == _PNG and not _png_is_intact(data):
-        raise GanError(f"{where} is damaged (a checksum in it is wrong); remove it and pack again")
-    image = _decode_own_png(data) if _is_own_png(data) else None
-    if image is None:
-        try:
-            with PIL.Image.open(io.BytesIO(data)) as file:
-                image = np.asarray(file.convert("L" if file.mode in ("1", "L") else "RGB"))
-        except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-            raise GanError(f"{where} is damaged or not an image ({error}); remove it and pack again") from error
-    return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
-
-
-def decoder() -> str:
-    """What decodes PNGs of our own kind, for the start of a run's log."""
-    if importlib.util.find_spec("pyspng") is not None:
-        return "pyspng"
-    return "Pillow, slower, because pyspng is not installed"
-
-
-def _is_own_png(data: bytes) -> bool:
-    """Whether it is what dataset_tool.py writes: an 8-bit grey or RGB PNG, not interlaced, nothing transparent."""
-    bit_depth, colour, interlace = data[24:25], data[25:26], data[28:29]
-    own = data[:8] == _PNG and bit_depth == b"\x08" and colour in (b"\x00", b"\x02") and interlace == b"\x00"
-    return own and b"tRNS" not in data[:128]
-
-
-def _png_is_intact(data: bytes) -> bool:
-    """Whether all chunks are there with the right checksums, at which pyspng does not look, nor Pillow at all."""
-    position = len(_PNG)
-    while position + 12 <= len(data):
-        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
-        if zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big") or end + 4 > len(data):
-            return False
-        if data[position + 4 : position + 8] == b"IEND":
-            return True
-        position = end + 4
-    return False
-
-
-def _decode_own_png(data: bytes) -> np.ndarray | None:
-    """Decode with pyspng, several times faster than Pillow. None without it, or if it cannot."""
-    try:
-        import pyspng
-    except ImportError:
-        return None
-    try:
-        image = pyspng.load(data)
-    except RuntimeError:
-        return None  # Pillow says better what is wrong
-    return image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
-
-
-_CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3, "LA": 2, "RGBA": 4}
-_PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def _header_shape(file: Any) -> tuple[int, int, int]:
-    header = file.read(26)
-    if header[:8] == _PNG and header[24:26] in (b"\x08\x00", b"\x08\x02"):
-        width, height = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
-        return (3 if header[25] == 2 else 1), height, width
-    file.seek(0)
-    with PIL.Image.open(file) as image:
-        if image.mode not in _CHANNELS:
-            raise ValueError(f"its pixels are {image.mode}, not 8-bit grey or RGB; pack it with dataset_tool.py")
-        return _CHANNELS[image.mode], image.height, image.width
-
-
-def _describe(shape: tuple[int, ...]) -> str:
-    return f"{shape[2]}x{shape[1]} with {shape[0]} channel{'s' if shape[0] > 1 else ''}"
+def _described(shape: tuple[int, ...]) -> str:
+    channels, height, width = shape
+    return describe_image(height, width, channels)

@@ -30,7 +30,7 @@ def synthesize(
 
 
 class Sheet:
-    """Pictures side by side, row by row, in memory once; missing ones are black.
+    """Pictures side by side, row by row, in memory once; missing ones are black, or transparent.
 
     `image` is the sheet, uint8 `[C, rows * H, columns * W]`, stored with its channels last as a PNG holds them.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -143,10 +143,15 @@ def _check_numbers(kwargs: Mapping[str, Any], num_tensors: int) -> None:
     for name, value in kwargs.items():
         if isinstance(value, dict):
             _check_numbers(value, num_tensors)
-        elif isinstance(value, (int, float)) and abs(value) > _MAX_NUMBER:
+        elif any(isinstance(number, (int, float)) and abs(number) > _MAX_NUMBER for number in _elements(value)):
             raise ValueError(f"its option {name} is too large: {value}")
         elif name == "num_layers" and isinstance(value, int) and value > num_tensors:
             raise ValueError(f"its option num_layers is {value}, but it holds {num_tensors} tensors")
+
+
+def _elements(value: Any) -> Sequence[Any]:
+    """Those of a sequence, such as a size; of anything else itself."""
+    return value if isinstance(value, (list, tuple)) else (value,)
 
 
 def _misfits(tensors: Mapping[str, StoredTensor], wanted: Mapping[str, torch.Tensor]) -> list[str]:

@@ -10,9 +10,10 @@ import torch
 
 from gan.errors import GanError
 from gan.models.snapshot import Snapshot
-from gan.networks import Generator
+from gan.networks import Generator, height_width
 
 _NAMED = 8  # misfits that an error spells out
+_CHANNELS = {1: "grey", 3: "rgb", 4: "rgba"}  # as dataset_tool.py calls them
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,14 @@ def _listed(misfits: list[str]) -> str:
 def _remedies(stored: torch.nn.Module, target: torch.nn.Module) -> dict[str, str]:
     """Option -> what to change, for each option in which the two networks differ."""
     theirs, ours = _options(stored), _options(target)
-    size, channels, labels = theirs.get("img_resolution"), theirs.get("img_channels"), theirs.get("c_dim")
+    height, width = height_width(theirs["img_resolution"])
+    channels, labels = theirs.get("img_channels"), theirs.get("c_dim")
     advice = {
-        "img_resolution": f"its images are {size}x{size}: use a dataset of --width={size} --height={size}",
-        "img_channels": f"its images have {channels} channels, the dataset {ours.get('img_channels')}",
+        "img_resolution": f"its images are {width}x{height}: use a dataset of --width={width} --height={height}",
+        "img_channels": (
+            f"its images have {channels} channel{'s' * (channels != 1)}, the dataset {ours.get('img_channels')}"
+            + (f": use a dataset of --channels={_CHANNELS[channels]}" if channels in _CHANNELS else "")
+        ),
         "c_dim": (
             f"it was trained on labels of {labels} numbers: use --cond=1 and a dataset with such labels"
             if labels
@@ -110,4 +115,5 @@ def _options(network: torch.nn.Module) -> dict[str, Any]:
         bound = inspect.signature(type(part).__init__).bind(part, *part._init_args, **part._init_kwargs)
         bound.apply_defaults()
         options.update(bound.arguments)
+    options["img_resolution"] = network.img_resolution  # a square may have been given as a pair
     return options

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from gan.config import TrainConfig
-from gan.data.dataset import ImageDataset, decoder
+from gan.data.dataset import ImageDataset
+from gan.data.decode import decoder
 from gan.training import disk, resources
 from gan.training.run_folder import in_kimg
 from gan.training.state import TrainingState
@@ -25,11 +26,10 @@ def announcement(
     """The lines."""
     data, progress = config.data, state.progress
     sizes = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (state.G, state.D)]
-    shown = f"{data.resolution}x{data.resolution}, {'grey' if data.channels == 1 else 'RGB'}"
     classes = f", {data.label_dim} label values" if data.label_dim else ""
     begin = f"continuing at {in_kimg(progress.nimg)} kimg" if progress.nimg else "starting"
     yield f"Run:       {run_dir} ({begin}, {config.total_kimg} kimg in all)"
-    yield f"Data:      {data.path}: {len(dataset)} images, {shown}{classes}; decoded by {decoder()}"
+    yield f"Data:      {data.path}: {len(dataset)} images, {data.described}{classes}; decoded by {decoder()}"
     for line in cache_lines:
         yield f"Cache:     {line}"
     yield f"Networks:  G {sizes[0]:.2f} M parameters, D {sizes[1]:.2f} M"

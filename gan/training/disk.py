@@ -15,6 +15,7 @@ import torch
 from gan.config import TrainConfig
 from gan.errors import DiskFullError
 from gan.files import disk_size, free_bytes, readable_size
+from gan.image_size import Size
 from gan.models.rebuild import ShapesOnly
 from gan.networks import Discriminator, Generator
 from gan.tracking.mlflow_run import MAX_PREVIEW_SIZE
@@ -45,8 +46,8 @@ def state_bytes(config: TrainConfig) -> int:
 
 def sheet_bytes(config: TrainConfig) -> int:
     """The most that a sheet of fakes takes, unless they are noise."""
-    columns, rows = sheet_shape(config.data.resolution)
-    return int(_PNG_SHARE * columns * rows * config.data.channels * config.data.resolution**2)
+    width, height = _sheet_size(config)
+    return int(_PNG_SHARE * width * height * config.data.channels)
 
 
 def tensor_bytes(value: Any) -> int:
@@ -174,8 +175,13 @@ def _mlflow_bytes(config: TrainConfig) -> int:
     _, artifacts = store_of(Path())
     if artifacts is None or importlib.util.find_spec("mlflow") is None:
         return 0
-    longest = max(sheet_shape(config.data.resolution)) * config.data.resolution
-    return int(sheet_bytes(config) * (1 + min(1, MAX_PREVIEW_SIZE / longest) ** 2))
+    return int(sheet_bytes(config) * (1 + min(1, MAX_PREVIEW_SIZE / max(_sheet_size(config))) ** 2))
+
+
+def _sheet_size(config: TrainConfig) -> Size:
+    data = config.data
+    columns, rows = sheet_shape(data.width, data.height)
+    return columns * data.width, rows * data.height
 
 
 def network_shapes(config: TrainConfig) -> tuple[Generator, Discriminator]:

@@ -103,7 +103,7 @@ def _attempt(config: TrainConfig, device: torch.device, half_dtype: torch.dtype,
     )
     step = TrainStep(state, config, labels, report=lambda line: None)
     graphs = step.graphs
-    images = torch.zeros([batch, data.channels, data.resolution, data.resolution], dtype=torch.uint8, device=device)
+    images = torch.zeros([batch, data.channels, data.height, data.width], dtype=torch.uint8, device=device)
     indices = torch.zeros([batch], dtype=torch.long, device=device)
     step(images, indices)  # at nimg 0 every phase is due
     networks = state.copy_networks()  # what a snapshot and a state are written from, while training goes on

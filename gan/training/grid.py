@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from gan.data.dataset import ImageDataset
+from gan.data.label_rows import VECTORS
 from gan.files import write_png
 from gan.latent.sampling import quantize, tile
 from gan.networks import Generator, prepare_weights
@@ -32,7 +33,7 @@ class SampleGrid:
     @staticmethod
     def choose(dataset: ImageDataset, z_dim: int, seed: int) -> SampleGrid:
         """Images for a sheet of `sheet_shape`."""
-        columns, rows = sheet_shape(dataset.resolution)
+        columns, rows = sheet_shape(dataset.width, dataset.height)
         rng = np.random.RandomState(seed)
         indices = _rows_by_label(dataset, rows, columns, rng)
         return SampleGrid(columns, rows, indices, torch.from_numpy(rng.randn(rows * columns, z_dim)).to(torch.float32))
@@ -56,7 +57,7 @@ class FakesSheet:
         self._G: Generator | None = G
         prepare_weights(G)
         self._columns = columns
-        shape = [len(z), G.img_channels, G.img_resolution, G.img_resolution]
+        shape = [len(z), G.img_channels, *G.img_size]
         self._images = torch.empty(shape, dtype=torch.uint8, pin_memory=z.is_cuda)
         parts = zip(z.split(batch), labels.split(batch), self._images.split(batch), strict=True)
         self.portions: deque[Callable[[], None]] = deque(functools.partial(self._compute, *part) for part in parts)
@@ -85,14 +86,19 @@ class FakesSheet:
             self._compute(*part)
 
 
-def sheet_shape(resolution: int) -> tuple[int, int]:
+def sheet_shape(width: int, height: int) -> tuple[int, int]:
     """(columns, rows): as many images as make a sheet of about 8K, at least 7x4, at most 32x32."""
-    return min(max(7680 // resolution, 7), 32), min(max(4320 // resolution, 4), 32)
+    return min(max(7680 // width, 7), 32), min(max(4320 // height, 4), 32)
 
 
 def _rows_by_label(dataset: ImageDataset, rows: int, columns: int, rng: np.random.RandomState) -> np.ndarray:
-    """Random images; in a labelled set each row shows one label, the labels taking turns."""
+    """Random images; in a labelled set each row shows one label, the labels taking turns.
+
+    Vectors, of which nearly each image has one of its own, are as good as none.
+    """
     _, label_of = dataset.label_table()
+    if dataset.label_kind == VECTORS:
+        label_of = np.zeros_like(label_of)
     groups = [rng.permutation(np.flatnonzero(label_of == label)) for label in np.unique(label_of)]
     if len(groups) == 1:
         return np.resize(groups[0], rows * columns)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gan.config import TrainConfig
 from gan.files import free_bytes
+from gan.image_size import base_size, nominal_resolution
 from gan.training import disk, retention
 
 # Fitted to whole runs on a CPU, whose peaks the estimate gives within 25 % (docs/experiments.md).
@@ -23,14 +24,13 @@ def describe_plan(config: TrainConfig, folder: str | Path = ".") -> list[str]:
     p = "none" if augment.multipliers is None else f"adaptive, target {augment.target:g}, p at most {augment.p_max:g}"
     if augment.multipliers is not None and augment.target is None:
         p = f"fixed, p {augment.initial_p:g}"
-    shown = f"{data.resolution}x{data.resolution} {'grey' if data.channels == 1 else 'RGB'}"
     rounds = config.batch_size // config.gpus // config.batch_gpu
     in_rounds = f"{config.batch_gpu} at a time in {rounds} round{'s' * (rounds > 1)}"
     if config.fit_batch_gpu:
         in_rounds = f"as many at a time as fit, at most {config.batch_gpu}"
     return [
         f"run        {config.desc}",
-        f"data       {data.path}: {data.shown_images} images an epoch, {shown}, {data.label_dim} label values",
+        f"data       {data.path}: {data.shown_images} images an epoch, {data.described}, {data.label_dim} label values",
         f"length     {config.total_kimg} kimg = {config.total_kimg * 1000 / data.shown_images:.0f} epochs, "
         f"{len(disk.snapshots_due(config))} snapshots",
         f"batch      {config.batch_size} on {config.gpus} process{'es' * (config.gpus > 1)}, {in_rounds}",
@@ -63,12 +63,14 @@ class MemoryEstimate:
         # float32: weights, gradients, two moments each and the moving average of G; prepared weights; copies of all but
         # the gradients for the files.
         fixed = 4 * (5 * g + 4 * d + g + d + 4 * g + 3 * d)
-        first_half = 2 ** (data.resolution.bit_length() - network.num_fp16_res) if network.num_fp16_res else 2**31
-        activations, res = 0, 4
-        while res <= data.resolution:
-            channels = min(network.channel_base // res, network.channel_max)
-            activations += 2 * channels * res**2 * (2 if res >= max(first_half, 8) else 4)
-            res *= 2
+        width, height = base_size((data.width, data.height))
+        levels = (data.width // width).bit_length()
+        activations = 0
+        for level in range(levels):
+            size = width << level, height << level
+            channels = min(network.channel_base // nominal_resolution(size), network.channel_max)
+            is_half = level >= max(levels - network.num_fp16_res, 1)
+            activations += 2 * channels * size[0] * size[1] * (2 if is_half else 4)
         # Both networks hold their maps in the phase of G; D alone holds twice the images in its own.
         return MemoryEstimate(fixed / 2**30 + _PROGRAM, 2 * _MAP_COPIES * activations / 2**30)
 

@@ -51,10 +51,11 @@ def device_name(device: torch.device) -> str:
 
 def computing(device: torch.device, G: Generator, half_dtype: torch.dtype) -> str:
     """What computes and in which precision, in one line."""
-    half_from = [block.resolution for block in G.synthesis.children() if block.use_fp16]
+    half = [int(name[1:]) for name, block in G.synthesis.named_children() if block.use_fp16]
     precision = "float32"
-    if half_from and half_dtype != torch.float32:
-        precision = f"{DTYPE_NAMES[half_dtype]} from {half_from[0]}x{half_from[0]} on, float32 below"
+    if half and half_dtype != torch.float32:
+        height, width = (side * min(half) // max(half) for side in G.img_size)
+        precision = f"{DTYPE_NAMES[half_dtype]} from {width}x{height} on, float32 below"
     compiled = kernels.status() if device.type == "cpu" else "PyTorch operations, no CUDA kernels yet"
     return f"{device_name(device)}, {precision}; {compiled}"
 

@@ -85,9 +85,12 @@ class RunFiles:
             "use_labels": data.cond,
             "max_size": data.subset,
             "xflip": data.mirror,
-            "resolution": data.resolution,
+            "resolution": data.img_resolution,
         }
-
+        if self._dataset.label_kind is not None:
+            kwargs["label_kind"] = self._dataset.label_kind
+        if self._dataset.class_names is not None:
+            kwargs["class_names"] = self._dataset.class_names
         needed = disk.tensor_bytes([networks[name].state_dict() for name in ("G", "D", "G_ema")])
 
         def write() -> None:

@@ -9,7 +9,7 @@ from gan.config import DataInfo, TrainConfig, TrainOptions, resolve
 
 
 def config_of(**options: object) -> TrainConfig:
-    return resolve(TrainOptions(data="x", **options), DataInfo("x", "x", 1000, 64, 3))  # type: ignore[arg-type]
+    return resolve(TrainOptions(data="x", **options), DataInfo("x", "x", 1000, 64, 64, 3))  # type: ignore[arg-type]
 
 
 def result_of(

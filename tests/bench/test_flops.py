@@ -49,15 +49,16 @@ def test_a_convolution_with_a_penalty_on_its_gradient_costs_six_forward_passes()
     assert counter.get_total_flops() == PENALISED * forward
 
 
-@pytest.mark.parametrize("cfg", ["auto", "cifar"])
-def test_a_step_executes_what_is_counted(cfg: str) -> None:
+@pytest.mark.parametrize(("cfg", "shape"), [("auto", (32, 32, 3)), ("cifar", (32, 32, 3)), ("auto", (24, 40, 4))])
+def test_a_step_executes_what_is_counted(cfg: str, shape: tuple[int, int, int]) -> None:
+    height, width, channels = shape
     options = TrainOptions(data="x", cfg=cfg, batch=8, batch_gpu=4, mbstd_group=4, cbase=2048, cmax=64, aug="noaug")
-    config = resolve(options, DataInfo("x", "x", 8, 32, 3))
+    config = resolve(options, DataInfo("x", "x", 8, height, width, channels))
     state = TrainingState(config, CPU)
     for network in (state.G, state.D):
         set_half_dtype(network, torch.float32)
     step = TrainStep(state, config, LabelTable(torch.zeros([1, 0]), torch.zeros([8], dtype=torch.long)))
-    images = torch.zeros([8, 3, 32, 32], dtype=torch.uint8)
+    images = torch.zeros([8, channels, height, width], dtype=torch.uint8)
     counted = {}
     for phase in step.phases:
         with Counter() as counter:
@@ -69,7 +70,7 @@ def test_a_step_executes_what_is_counted(cfg: str) -> None:
 
 
 def test_each_dtype_is_counted_by_itself_and_takes_its_own_time() -> None:
-    config = resolve(TrainOptions(data="x", cbase=512, cmax=32, batch=4), DataInfo("x", "x", 8, 32, 3))
+    config = resolve(TrainOptions(data="x", cbase=512, cmax=32, batch=4), DataInfo("x", "x", 8, 32, 32, 3))
     state = TrainingState(config, CPU)
     set_half_dtype(state.G, torch.bfloat16)
     flops = network_flops(state.G, CPU)

@@ -28,7 +28,7 @@ TINY = {
 
 def measured(path: Path, seconds: float, **settings: object) -> Result:
     dataset = ImageDataset(write_dataset(path / "tiny.zip"))
-    config = resolve(TrainOptions(data="x", **TINY), DataInfo("x", "x", len(dataset), 16, 3))  # type: ignore[arg-type]
+    config = resolve(TrainOptions(data="x", **TINY), DataInfo("x", "x", len(dataset), 16, 16, 3))  # type: ignore[arg-type]
     return measure(config, dataset, seconds=seconds, periods=1, ceiling_seconds=0.001, **settings)  # type: ignore[arg-type]
 
 
@@ -101,5 +101,5 @@ def test_without_time_one_step_is_taken_and_the_rest_named(tmp_path: Path) -> No
 
 def test_random_images_are_packed_like_others(tmp_path: Path) -> None:
     dataset = random_dataset(tmp_path / "random.zip", 64, mirror=True)
-    assert (dataset.resolution, dataset.channels) == (64, 3)
+    assert dataset.image_shape == (3, 64, 64)
     assert len(dataset) == 2 * count_at(64)

@@ -18,9 +18,9 @@ IMAGES = 40
 SMALL = {"cbase": 256, "cmax": 16, "map_depth": 2, "precision": "fp32", "batch": 16}
 
 
-def config_of(label_dim: int = 0, **options: object) -> TrainConfig:
+def config_of(label_dim: int = 0, shape: tuple[int, int, int] = (32, 32, 3), **options: object) -> TrainConfig:
     merged = TrainOptions(data="x", cond=label_dim > 0, **{**SMALL, **options})  # type: ignore[arg-type]
-    return resolve(merged, DataInfo("x", "x", IMAGES, 32, 3, label_dim))
+    return resolve(merged, DataInfo("x", "x", IMAGES, *shape, label_dim))
 
 
 def state_of(config: TrainConfig, dtype: torch.dtype) -> TrainingState:
@@ -43,9 +43,9 @@ def labels_of(config: TrainConfig) -> LabelTable:
     return LabelTable(torch.eye(dim) if dim else torch.zeros([1, 0]), torch.arange(IMAGES) % max(dim, 1))
 
 
-def images_of(dtype: torch.dtype) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.rand([16, 3, 32, 32], generator=generator, dtype=dtype) * 2 - 1
+def images_of(config: TrainConfig, dtype: torch.dtype) -> torch.Tensor:
+    generator, data = torch.Generator().manual_seed(1), config.data
+    return torch.rand([16, data.channels, data.height, data.width], generator=generator, dtype=dtype) * 2 - 1
 
 
 def gradients(network: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -57,7 +57,7 @@ def both_gradients(
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Gradients of one phase from the same weights, latents, noise and transforms: ours, plain."""
     labels = labels_of(config)
-    real, indices = images_of(dtype), torch.arange(16)
+    real, indices = images_of(config, dtype), torch.arange(16)
 
     state = state_of(config, dtype)
     for network in (state.G, state.D):
@@ -131,13 +131,20 @@ def test_conditional_networks_have_the_same_gradients(name: str) -> None:
     assert relative_error(ours, reference) < 1e-9
 
 
-@pytest.mark.parametrize("pipe", ["bgcfnc"])
-def test_the_transforms_are_the_same(pipe: str) -> None:
-    config = config_of(augpipe=pipe)
+@pytest.mark.parametrize("name", ["Gmain", "Greg", "Dmain", "Dreg"])
+def test_wide_networks_of_transparent_images_have_the_same_gradients(name: str) -> None:
+    aug = "noaug" if name == "Dmain" else "ada"
+    ours, reference = both_gradients(config_of(shape=(16, 24, 4), aug=aug), name, torch.float64)
+    assert relative_error(ours, reference) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (16, 24, 4)])
+def test_the_transforms_are_the_same(shape: tuple[int, int, int]) -> None:
+    config = config_of(shape=shape, augpipe="bgcfnc")
     state = state_of(config, torch.float64)
     assert state.augment is not None
     state.augment.noise = 0  # one draw of n, then an image of them: the same order only without
-    images = images_of(torch.float64)
+    images = images_of(config, torch.float64)
     torch.manual_seed(2)
     ours = state.augment(images)
     torch.manual_seed(2)

@@ -56,7 +56,7 @@ def test_json_is_one_object_whose_figures_agree() -> None:
         *("data_wait_ms", "other_ms", "ceiling", "memory", "plain", "ratio", "advice", "seconds"),
     }
     assert printed["options"]["p"] == 0.2
-    assert printed["options"]["resolution"] == 16
+    assert (printed["options"]["width"], printed["options"]["height"]) == (16, 16)
     step = printed["step_ms"]["median"]
     assert printed["sec_per_kimg"] == pytest.approx(step / 8)
     assert printed["images_per_second"] == pytest.approx(8000 / step)

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -31,9 +32,10 @@ def test_the_demo_is_packed_and_the_next_command_named(run, tmp_path):
     code, out, err = run("--source", "demo", "--dest", "my demo.zip", "--max-images", 20)
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        f"Packed 20 images into my demo.zip ({(tmp_path / 'my demo.zip').stat().st_size / 1e6:.1f} MB)",
-        "  size    64x64 RGB",
-        "  labels  none",
+        "demo: 20 images, 20 usable",
+        "  sizes       64x64 (20)",
+        "  modes       RGB (20)",
+        f"Packed 20 RGB images of 64x64 into my demo.zip ({(tmp_path / 'my demo.zip').stat().st_size / 1e6:.1f} MB)",
         "Next: python train.py --data 'my demo.zip'",
     ]
 
@@ -45,29 +47,67 @@ def test_size_transform_and_filter_reach_the_images(run, tmp_path, size):
         "--max-images", 2,
     )  # fmt: skip
     assert code == 0
-    assert "32x32 RGB" in out
+    assert "Packed 2 RGB images of 32x32 into d (" in out
     with Image.open(tmp_path / "d" / "00000" / "img00000001.png") as image:
         assert image.size == (32, 32)
 
 
-def test_skipped_files_are_named_up_to_twenty(run, tmp_path):
+def test_skipped_files_are_named_up_to_a_hundred(run, tmp_path):
     (tmp_path / "in").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "in" / "good.png")
-    for number in range(25):
-        (tmp_path / "in" / f"bad{number:02d}.png").write_text("x")
+    for number in range(105):
+        (tmp_path / "in" / f"bad{number:03d}.png").write_text("x")
     (tmp_path / "in" / "IMG_1.HEIC").write_text("x")
     (tmp_path / "in" / "dataset.json").write_text('{"labels": [["good.png", 2]]}')
     code, out, _ = run("--source", "in", "--dest", "out.zip")
     assert code == 0
     lines = out.splitlines()
-    assert lines[0].startswith("Packed 1 image into out.zip")
-    assert "  size    8x8 grey" in lines
-    assert "  labels  yes, from dataset.json" in lines
-    assert "  skipped 25 that could not be used:" in lines
-    assert "    bad19.png: not an image, or damaged at its start" in lines
-    assert "bad20" not in out
-    assert "    and 5 more" in lines
-    assert "  ignored 1 that are no images by name (1 x .heic)" in lines
+    assert lines[0] == "in: 106 images, 1 usable"
+    assert "  labels      1 class from dataset.json: 2 (1)" in lines
+    assert "  LEFT OUT    105 images:" in lines
+    assert "    bad099.png: not an image, or damaged at its start" in lines
+    assert "bad100" not in out
+    assert "    and 5 more, all of them in dataset.json of out.zip" in lines
+    assert "  ignored     1 file that is no image (1 x .heic)" in lines
+    assert lines[-2].startswith("Packed 1 grey image of 8x8 into out.zip")
+    assert lines[-1] == "Next: python train.py --data out.zip  (add --cond to train on its labels)"
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        assert len(json.loads(archive.read("dataset.json"))["skipped"]) == 105
+
+    code, out, err = run("--source", "in", "--dest", "strict.zip", "--strict")
+    assert code == 1
+    assert "bad104.png" in out  # there is no file to look them up in
+    assert err.startswith("error: --strict: 105 images would be left out")
+    assert not (tmp_path / "strict.zip").exists()
+
+
+def test_a_scan_packs_nothing_and_shows_what_would_be_packed(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    noise = Image.effect_noise((40, 30), 80)
+    noise.save(tmp_path / "in" / "a.png")
+    noise.save(tmp_path / "in" / "b.bmp")
+    noise.resize((400, 300)).save(tmp_path / "in" / "c.png")
+    Image.effect_noise((200, 200), 80).convert("RGB").save(tmp_path / "in" / "d.jpg")
+    (tmp_path / "in" / "bad.png").write_text("x")
+    code, out, _ = run("--source", "in", "--scan-only", "--resolution", "64x32")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == "in: 5 images, 4 usable"
+    assert "  enlarged    2 images, kept: a.png (1.60 times), b.bmp (1.60 times)" in lines
+    assert "  equal       1 image more than once, kept: a.png = b.bmp" in lines
+    assert "  look alike  1 image more than once, kept: a.png = c.png" in lines
+    assert "    bad.png: not an image, or damaged at its start" in lines
+    found = json.loads((tmp_path / "scan.json").read_text())
+    assert found["sizes"] == {"40x30": 2, "400x300": 1, "200x200": 1}
+    assert found["modes"] == {"L": 3, "RGB": 1}
+    assert found["skipped"] == [["bad.png", "not an image, or damaged at its start"]]
+    assert found["exact_duplicates"] == [["a.png", "b.bmp"]]
+    with Image.open(tmp_path / "scan.png") as sheet:
+        assert sheet.width > 64
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "scan.json", "scan.png"]
+    assert run("--source", "in", "--scan-only", "--strict")[0] == 1
+    assert run("--source", "in", "--scan-only", "--dest", "there")[0] == 0  # of any size
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["scan.json", "scan.png"]
 
 
 def test_all_problems_of_a_command_line_are_told_at_once(run, tmp_path):
@@ -86,7 +126,12 @@ def test_all_problems_of_a_command_line_are_told_at_once(run, tmp_path):
         (["--width", 64], ["--width: needs --height"]),
         (["--height", 64, "--max-images", 0], ["--height: needs --width"]),
         (["--width", 64, "--height", 64, "--resolution", "64x64"], ["give one or the other"]),
-        (["--resolution", "100x100", "--max-images", -1], ["try --resolution 64x64", "--max-images -1"]),
+        (["--resolution", "100x100", "--max-images", -1], ["try --resolution 96x96", "--max-images -1"]),
+        (
+            ["--background", "wihte", "--labels", "no.csv"],
+            ["--background wihte: is no colour", "--labels no.csv: no such"],
+        ),
+        (["--workers", -1], ["--workers -1: must be at least 1"]),
         (["--resolution", "64x"], ["write it like 256x256"]),
         (["--dest", "there/is/a.rar"], ["only .zip files and folders"]),
     ],
@@ -107,12 +152,12 @@ def test_a_dest_below_a_file_is_refused(run, tmp_path):
 
 
 def test_images_that_cannot_be_packed_as_they_are_say_what_to_add(run, tmp_path):
-    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    Image.new("RGB", (41, 30)).save(tmp_path / "a.png")
     code, _, err = run("--source", tmp_path, "--dest", "out.zip")
     assert code == 1
     assert err.count("\n") == 1
-    assert "a.png is 40x30" in err
-    assert "--resolution 16x16 --transform center-crop" in err
+    assert "a.png is 41x30" in err
+    assert "--resolution 16x16" in err
     assert not (tmp_path / "out.zip").exists()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,14 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(generate, [str(a) for a in arguments])
 
 
-def save_network(path: Path, c_dim: int = 0, channels: int = 3) -> Generator:
+def save_network(path: Path, c_dim: int = 0, channels: int = 3, **training_set_kwargs: object) -> Generator:
     torch.manual_seed(0)
     small = {"channel_base": 64, "channel_max": 8, "num_fp16_res": 4, "conv_clamp": 256}
     G = Generator(16, c_dim, 16, 16, channels, mapping_kwargs={"num_layers": 2}, synthesis_kwargs=small).eval()
     G.mapping.w_avg.normal_()
     D = Discriminator(c_dim, 16, channels, channel_base=64, channel_max=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    models.save(path, G=G, D=D, G_ema=G, training_set_kwargs={})
+    models.save(path, G=G, D=D, G_ema=G, training_set_kwargs=training_set_kwargs)
     return G.requires_grad_(False)
 
 
@@ -74,6 +75,81 @@ def test_classes_change_the_picture_and_are_asked_for(here: Path) -> None:
     assert not np.array_equal(pixels(here / "c0/seed0000.png"), pixels(here / "c1/seed0000.png"))
 
 
+def labels_of(result: Result, here: Path, G: Generator) -> list[list[float]]:
+    """The labels that give the picture of seed 0 in out/: multiples of each other do."""
+    assert result.exit_code == 0, result.output
+    z = torch.from_numpy(np.random.RandomState(0).randn(1, G.z_dim))
+    found = []
+    for numbers in itertools.product([0.0, 1.0, 0.25], repeat=G.c_dim):
+        image = G(z, torch.tensor([numbers]), force_fp32=True)[0]
+        expected = (image * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy().astype(int)
+        if np.array_equal(pixels(here / "out/seed0000.png"), expected):
+            found.append(list(numbers))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "arguments", "label"),
+    [
+        ("classes", ["ant", "bee"], ["--class", "bee"], [0, 1]),
+        ("classes", ["ant", "bee"], ["--class", 0], [1, 0]),
+        ("classes", ["1", "2"], ["--class", 1], [1, 0]),
+        ("classes", None, ["--class", 1], [0, 1]),
+        (None, None, ["--class", 1], [0, 1]),
+        ("classes", ["ant", "bee"], ["--label", "0.25,1"], [0.25, 1]),
+        ("multi-hot", ["ant", "bee"], ["--class", "bee", "--class", "ant"], [1, 1]),
+        ("multi-hot", None, ["--label", "0,0"], [0, 0]),
+        ("vectors", None, ["--label", "0,0.25"], [0, 0.25]),
+    ],
+)
+def test_what_the_pictures_show_is_chosen_by_class_or_label(
+    kind: str | None, names: list[str] | None, arguments: list[object], label: list[float], here: Path
+) -> None:
+    kwargs = {"label_kind": kind, "class_names": names}
+    G = save_network(here / "net.pkl", 2, **{key: value for key, value in kwargs.items() if value})
+    result = run("--network", "net.pkl", "--seeds", 0, "--device", "cpu", *arguments)
+    found = labels_of(result, here, G)
+    assert label in found
+    assert len(found) <= 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "arguments", "problem"),
+    [
+        ("classes", ["ant", "bee"], [], "--class: is missing; net.pkl has the classes 0 ant, 1 bee"),
+        ("classes", ["ant", "bee"], ["--class", "Ants"], "--class Ants: did you mean ant? net.pkl has the classes 0 a"),
+        ("classes", ["ant", "bee"], ["--class", 2], "--class 2: is not one of them; net.pkl has the classes 0 ant"),
+        ("classes", ["1", "2"], ["--class", 0], "--class 0: is not one of them; net.pkl has the classes 1, 2"),
+        ("classes", None, ["--class", "ant"], "--class ant: is not one of them; net.pkl has classes 0 to 1"),
+        ("classes", None, ["--class", -1], "--class -1: is not one of them; net.pkl has classes 0 to 1"),
+        ("classes", None, ["--class", 0, "--class", 1], "--class: was given 2 times; a picture of net.pkl has one"),
+        ("classes", None, ["--class", 0, "--label", "0,1"], "--class and --label: both say what the pictures show"),
+        ("vectors", None, ["--class", 0], "--class 0: net.pkl has vectors for labels, no classes; give --label 0,0"),
+        ("vectors", None, [], "--label: is missing; net.pkl takes 2 numbers, like --label 0,0"),
+        ("vectors", None, ["--label", "1"], "--label: has 1 number; net.pkl takes 2"),
+        ("vectors", None, ["--label", "1,nan"], "--label 1,nan: is not a list of numbers; write it like 0.5,1,0"),
+    ],
+)
+def test_a_class_or_label_that_is_not_there_is_one_clear_line(
+    kind: str, names: list[str] | None, arguments: list[object], problem: str, here: Path
+) -> None:
+    save_network(here / "net.pkl", 2, label_kind=kind, class_names=names or [])
+    result = run("--network", "net.pkl", "--seeds", 0, *arguments)
+    assert result.exit_code == 2
+    assert [line for line in result.output.splitlines() if line.startswith(f"error: {problem}")], result.output
+    assert len(result.output.splitlines()) == 1
+    assert not (here / "out").exists()
+
+
+def test_many_classes_are_not_all_listed(here: Path) -> None:
+    save_network(here / "net.pkl", 30, class_names=[f"kind {i}" for i in range(30)])
+    result = run("--network", "net.pkl", "--seeds", 0)
+    assert "10 kind 10, 11 kind 11 and 18 more" in result.output
+    save_network(here / "net.pkl", 30, label_kind="vectors")
+    result = run("--network", "net.pkl", "--seeds", 0)
+    assert "takes 30 numbers, like --label 0,0,..." in result.output
+
+
 def test_a_projected_w_is_rendered(here: Path) -> None:
     G = save_network(here / "net.pkl")
     ws = G.mapping(torch.from_numpy(np.random.RandomState(5).randn(1, 16)), None)
@@ -102,7 +178,9 @@ def test_noise_modes_differ(here: Path) -> None:
         (["--seeds", "0", "--network", "missing.pkl"], "--network missing.pkl: cannot be read"),
         (["--seeds", "0", "--batch", "0"], "--batch 0: must be a whole number from 1 on"),
         (["--seeds", "0"], "training-runs: holds no snapshot yet"),
-        (["--seeds", "0", "--class", "1", "--network", "net.pkl"], "was trained without classes"),
+        (["--seeds", "0", "--class", "1", "--network", "net.pkl"], "--class 1: net.pkl was trained without classes"),
+        (["--seeds", "0", "--label", "1", "--network", "net.pkl"], "--label: net.pkl was trained without classes"),
+        (["--projected-w", "w.npz", "--class", "1", "--network", "net.pkl"], "leave out --class and --label"),
     ],
 )
 def test_a_bad_setting_is_one_clear_line(arguments: list[str], problem: str, here: Path) -> None:

@@ -30,7 +30,7 @@ def run_dir(outdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of 4 kimg with a tick at each and the first two sheets, of which MLflow knows nothing."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")  # and is put back, whatever the command sets
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    config = resolve(TrainOptions(data="x.zip", kimg=4), DataInfo("x.zip", "x", 40, 16, 3))
+    config = resolve(TrainOptions(data="x.zip", kimg=4), DataInfo("x.zip", "x", 40, 16, 16, 3))
     folder = run_folder.create(outdir, config)
     stats = JsonlTracker(folder)
     for nimg in (1000, 2000, 3000, 4000):

@@ -128,7 +128,7 @@ def test_dry_run_json_is_one_object_with_the_reference_s_keys(tiny_dataset: Path
     result = CliRunner().invoke(train, ["--data", str(tiny_dataset), "--gpus", "2", "--dry-run", "--json"])
     assert result.exit_code == 0
     printed = json.loads(result.stdout)
-    config = resolve(TrainOptions(data="x", gpus=2), DataInfo("x", "tiny", 40, 16, 3))
+    config = resolve(TrainOptions(data="x", gpus=2), DataInfo("x", "tiny", 40, 16, 16, 3))
     assert printed == config.reference_options()
     case = json.loads((Path(__file__).parents[1] / "golden/train_options.json").read_text())[0]
     assert set(printed) == set(case) - {"input"}
@@ -166,7 +166,7 @@ def test_every_problem_is_listed_at_once_before_anything_is_made(
             "--batch-gpu 12 is not divisible by --mbstd-group 8; try --batch-gpu 6, or --mbstd-group 6",
         ),
         (["--cbase", 8], "--cbase 8: leaves no channels at 16x16; give at least 16"),
-        (["--cond"], "has no labels (dataset.json says none); leave out --cond"),
+        (["--cond"], "has no labels; leave out --cond"),
         (["--subset", 41], "--subset 41: "),
         (["--resume", "ffhq265"], "--resume ffhq265: no such file or folder; did you mean ffhq256?"),
         (["--resume", "ffhq256"], "--resume ffhq256: downloads are not there yet"),

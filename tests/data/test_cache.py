@@ -281,9 +281,9 @@ def test_with_a_cache_no_image_is_looked_at_when_the_dataset_is_opened(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_through(ImageDataset(data))
-    from gan.data import dataset
+    from gan.data import decode
 
-    monkeypatch.setattr(dataset, "_header_shape", lambda file: pytest.fail("looked"))
+    monkeypatch.setattr(decode, "shape_of", lambda file: pytest.fail("looked"))
     opened = ImageDataset(data, cache_folder=data.parent)
     assert opened.image_shape == (3, 8, 8)
     assert len(opened.view(subset=4, mirror=True)) == 8
@@ -535,7 +535,7 @@ class TestCommandLine:
     def test_the_cache_is_no_hyperparameter(self) -> None:
         from gan.config import DataInfo, TrainOptions, resolve
 
-        config = resolve(TrainOptions(data="x"), DataInfo("x", "x", 10, 16, 3))
+        config = resolve(TrainOptions(data="x"), DataInfo("x", "x", 10, 16, 16, 3))
         other = dataclasses.replace(config, cache="off", cache_dir="y")
         assert config.reference_options() == other.reference_options()
-        assert config.desc == resolve(TrainOptions(data="x", cache="ram"), DataInfo("x", "x", 10, 16, 3)).desc
+        assert config.desc == resolve(TrainOptions(data="x", cache="ram"), DataInfo("x", "x", 10, 16, 16, 3)).desc

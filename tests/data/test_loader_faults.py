@@ -179,7 +179,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "cut": ("folder", cut, "is damaged (a checksum in it is wrong); remove it and pack again"),
     "corrupt": ("folder", corrupt, "is damaged (a checksum in it is wrong); remove it and pack again"),
     "corrupt palette": ("folder", corrupt_palette, "is damaged (a checksum in it is wrong); remove it and pack again"),
-    "other size": ("folder", resize, "is 16x16 with 3 channels, not 32x32 with 3 channels"),
+    "other size": ("folder", resize, "is 16x16 RGB, not 32x32 RGB"),
     "a folder": ("folder", make_folder, "cannot be read (Is a directory); restore it, or pack again"),
     "locked": ("folder", lock, "cannot be read (Permission denied); restore it, or pack again"),
     "corrupt zip": ("zip", corrupt_zip, f"cannot be read (Bad CRC-32 for file '{LAST}'); restore it, or pack again"),

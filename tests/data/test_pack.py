@@ -1,4 +1,3 @@
-import errno
 import io
 import json
 import zipfile
@@ -7,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gan.data.pack import dest_problems, pack, settings_problems
+from gan.data import pack
+from gan.data.pack_options import PackOptions, dest_problems
 from gan.data.sources import DemoSource, open_source
 from gan.errors import GanError, UsageError
 
@@ -85,7 +85,7 @@ def test_the_zip_has_the_layout_that_is_documented(tmp_path):
     with zipfile.ZipFile(tmp_path / "demo.zip") as archive:
         names = [f"00000/img0000000{number}.png" for number in range(3)]
         assert archive.namelist() == [*names, "dataset.json"]
-        assert archive.read("dataset.json") == b'{"labels": null}'
+        assert archive.read("dataset.json") == b'{"labels": null, "skipped": []}'
         for info in archive.infolist():
             assert info.compress_type == zipfile.ZIP_STORED
         for number, name in enumerate(names):
@@ -98,7 +98,7 @@ def test_the_zip_has_the_layout_that_is_documented(tmp_path):
 
 
 def test_folders_inside_hold_a_thousand_images(tmp_path):
-    pack(DemoSource(count=1001, size=4), tmp_path / "demo.zip")
+    pack(DemoSource(count=1001, size=8), tmp_path / "demo.zip")
     with zipfile.ZipFile(tmp_path / "demo.zip") as archive:
         assert archive.namelist()[999:1001] == ["00000/img00000999.png", "00001/img00001000.png"]
 
@@ -127,7 +127,7 @@ def test_a_packed_dataset_can_be_packed_again(tmp_path):
 
 
 def test_every_kind_of_image_is_packed_the_right_way_up_on_white(tmp_path, folder):
-    summary = pack(folder(GOOD), tmp_path / "a.zip", resolution=(16, 16))
+    summary = pack(folder(GOOD), tmp_path / "a.zip", resolution=(16, 16), transform="stretch")
     assert summary.skipped == []
     images = dict(zip(sorted(GOOD), images_of(tmp_path / "a.zip"), strict=True))
     assert (images["16bit.png"] == 128).all()
@@ -149,10 +149,75 @@ def test_images_stay_grey_when_all_are_grey(tmp_path, folder):
     assert {image.shape for image in images_of(tmp_path / "mixed.zip")} == {(16, 16, 3)}
 
 
+@pytest.mark.parametrize(("channels", "shape"), [("grey", (16, 16)), ("rgb", (16, 16, 3)), ("rgba", (16, 16, 4))])
+def test_the_channels_are_those_asked_for(tmp_path, folder, channels, shape):
+    some = {name: GOOD[name] for name in ("16bit.png", "grey-alpha.png", "palette.gif", "rgb.png")}
+    summary = pack(folder(some), tmp_path / "a.zip", channels=channels)
+    assert summary.channels == (shape[2] if len(shape) > 2 else 1)
+    images = dict(zip(sorted(some), images_of(tmp_path / "a.zip"), strict=True))
+    assert {image.shape for image in images.values()} == {shape}
+    if channels == "rgba":
+        assert images["grey-alpha.png"][0, 0].tolist() == [255, 255, 255, 0]  # what is hidden is the background
+        assert images["rgb.png"][0, 0, 3] == 255
+
+
+def test_transparency_lies_on_the_background(tmp_path, folder):
+    pack(folder({"a.png": GOOD["grey-alpha.png"]}), tmp_path / "a.zip", channels="rgb", background="#ff8000")
+    assert (images_of(tmp_path / "a.zip")[0] == [255, 128, 0]).all()
+
+
+def test_transparency_and_damaged_profiles_are_mentioned(tmp_path, folder):
+    files = {"a.png": GOOD["grey-alpha.png"], "b.png": encoded(Image.fromarray(NOISE), "PNG", icc_profile=b"x" * 200)}
+    lines = []
+    found = pack(folder(files), tmp_path / "a.zip", report=lines.append).scan
+    assert found.transparent == 1
+    assert "  transparent 1 image, laid on --background; --channels rgba keeps them so" in lines
+    assert list(found.bad_profiles) == ["b.png"]
+    assert any(line.startswith("  profiles    of 1 image ignored, colours kept as they are: b.png (") for line in lines)
+
+
+def test_images_need_not_be_square(tmp_path, folder):
+    stripes = np.repeat(np.arange(96, dtype=np.uint8)[None] * 2, 64, axis=0)
+    files = {
+        "exact.png": encoded(Image.fromarray(stripes), "PNG"),
+        "tall.png": encoded(Image.new("L", (30, 90)), "PNG"),
+    }
+    summary = pack(folder(files), tmp_path / "a.zip", resolution=(96, 64))
+    assert (summary.width, summary.height) == (96, 64)
+    exact, tall = images_of(tmp_path / "a.zip")
+    assert (exact == stripes).all()
+    assert tall.shape == (64, 96)
+    assert pack(folder({"exact.png": files["exact.png"]}, "one"), tmp_path / "b.zip").width == 96  # as it is
+
+
+def test_fit_keeps_the_whole_image_on_the_background(tmp_path, folder):
+    files = {"wide.png": encoded(Image.new("RGB", (32, 8), "blue"), "PNG")}
+    pack(folder(files), tmp_path / "a.zip", resolution=(16, 16), transform="fit", background="red")
+    image = images_of(tmp_path / "a.zip")[0]
+    assert (image[:6] == [255, 0, 0]).all()
+    assert (image[6:10] == [0, 0, 255]).all()
+    assert (image[10:] == [255, 0, 0]).all()
+
+
+def test_without_a_transform_proportions_are_kept(tmp_path, folder):
+    half = np.zeros((16, 32), dtype=np.uint8)
+    half[:, 8:24] = 255
+    source = folder({"a.png": encoded(Image.fromarray(half), "PNG")})
+    pack(source, tmp_path / "a.zip", resolution=(16, 16))
+    assert (images_of(tmp_path / "a.zip")[0] == 255).all()
+    pack(source, tmp_path / "b.zip", resolution=(16, 16), transform="none", resize_filter="box")
+    assert images_of(tmp_path / "b.zip")[0][0].tolist() == [0] * 4 + [255] * 8 + [0] * 4
+
+
 def test_unreadable_images_are_left_out_by_name(tmp_path, folder):
-    summary = pack(folder(GOOD | BAD), tmp_path / "a.zip", resolution=(8, 8))
+    lines = []
+    summary = pack(folder(GOOD | BAD), tmp_path / "a.zip", resolution=(8, 8), report=lines.append)
     assert summary.num_images == len(GOOD) == len(images_of(tmp_path / "a.zip"))
     reasons = dict(summary.skipped)
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert dict(json.loads(archive.read("dataset.json"))["skipped"]) == reasons
+    for name, why in reasons.items():
+        assert f"    {name}: {why}" in lines
     assert sorted(reasons) == sorted(BAD)
     assert reasons["text.png"] == reasons["empty.png"] == "not an image, or damaged at its start"
     assert reasons["later-cut.jpg"] == "truncated: its end is missing"
@@ -189,14 +254,65 @@ def test_labels_follow_their_images(tmp_path, folder):
     assert pack(source, tmp_path / "a.zip").has_labels
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         packed = json.loads(archive.read("dataset.json"))
-    assert packed == {"labels": [["00000/img00000000.png", 3], ["00000/img00000001.png", 5]]}
+    assert packed["labels"] == [["00000/img00000000.png", 3], ["00000/img00000001.png", 5]]
+    assert [name for name, _ in packed["skipped"]] == ["cut.png"]
     assert pack(open_source(str(tmp_path / "a.zip")), tmp_path / "b.zip").has_labels
 
 
-def test_an_image_without_a_label_is_named(tmp_path, folder):
+def test_an_image_without_a_label_is_left_out_by_name(tmp_path, folder):
     files = {"a.png": GOOD["rgb.png"], "b.png": GOOD["rgb.png"], "dataset.json": b'{"labels": [["a.png", 1]]}'}
-    with pytest.raises(GanError, match=r"no label for b\.png \(1 of 2 images"):
-        pack(folder(files), tmp_path / "a.zip")
+    summary = pack(folder(files), tmp_path / "a.zip")
+    assert summary.num_images == 1
+    assert summary.skipped == [("b.png", "has no label in dataset.json")]
+    assert pack(folder(files), tmp_path / "a.zip", labels="none").num_images == 2
+
+
+def test_folders_are_classes_if_asked_for(tmp_path, folder):
+    files = {f"{animal}/{i}.png": GOOD["rgb.png"] for animal in ("dog", "cat") for i in range(2)}
+    source = folder(files)
+    assert not pack(source, tmp_path / "a.zip").has_labels
+    lines = []
+    assert pack(source, tmp_path / "b.zip", labels="folders", report=lines.append).scan.class_counts == {
+        "cat": 2,
+        "dog": 2,
+    }
+    assert "  labels      2 classes from sub-folders: cat (2), dog (2)" in lines
+    with zipfile.ZipFile(tmp_path / "b.zip") as archive:
+        packed = json.loads(archive.read("dataset.json"))
+    assert packed["class_names"] == ["cat", "dog"]
+    assert [label for _, label in packed["labels"]] == [0, 0, 1, 1]
+    assert pack(tmp_path / "b.zip", tmp_path / "c.zip").scan.class_counts == {"cat": 2, "dog": 2}  # they are passed on
+
+
+def test_labels_come_from_a_table(tmp_path, folder):
+    source = folder({f"{i}.png": GOOD["rgb.png"] for i in range(3)})
+    (tmp_path / "labels.csv").write_text("file,red,round\n0.png,1,0\n1.png,1,1\n2.png,x,1\n7.png,0,0\n")
+    summary = pack(source, tmp_path / "a.zip", labels=str(tmp_path / "labels.csv"))
+    assert [name for name, _ in summary.skipped] == ["2.png"]
+    assert len(summary.scan.label_problems) == 2
+    assert "2.png" in summary.scan.label_problems[0]
+    assert "7.png" in summary.scan.label_problems[1]
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert [label for _, label in json.loads(archive.read("dataset.json"))["labels"]] == [[1, 0], [1, 1]]
+
+
+def test_labels_that_contradict_each_other_are_named(tmp_path, folder):
+    noise = {f"{name}.png": encoded(Image.effect_noise((64, 64), 90), "PNG") for name in ("cat/1", "cat/2", "dog/3")}
+    source = folder(noise | {"dog/same.png": noise["cat/1.png"], "cat/same.png": noise["cat/2.png"]})
+    lines = []
+    found = pack(source, tmp_path / "a.zip", labels="folders", report=lines.append).scan
+    assert found.exact_duplicates == [["cat/1.png", "dog/same.png"], ["cat/2.png", "cat/same.png"]]
+    assert found.label_conflicts == [["cat/1.png", "dog/same.png"]]
+    assert "  labels      differ between images that look alike, kept: cat/1.png = dog/same.png" in lines
+
+
+def test_strict_writes_nothing_if_anything_is_wrong(tmp_path, folder):
+    lines = []
+    with pytest.raises(GanError, match="--strict: 6 images would be left out"):
+        pack(folder(GOOD | BAD), tmp_path / "a.zip", resolution=(8, 8), strict=True, report=lines.append)
+    assert not (tmp_path / "a.zip").exists()
+    assert all(any(line.startswith(f"    {name}: ") for line in lines) for name in BAD)
+    assert pack(folder(GOOD, "good"), tmp_path / "b.zip", resolution=(8, 8), strict=True).num_images == len(GOOD)
 
 
 def test_images_of_several_sizes_need_a_resolution(tmp_path, folder):
@@ -204,8 +320,8 @@ def test_images_of_several_sizes_need_a_resolution(tmp_path, folder):
     files["2.png"] = encoded(Image.new("RGB", (20, 16)), "PNG")
     with pytest.raises(GanError, match=r"2\.png is 20x16, but most images are 16x16 .*--resolution 16x16"):
         pack(folder(files), tmp_path / "a.zip")
-    with pytest.raises(GanError, match=r"a\.png is 24x18, .* power of two.*--resolution 16x16 --transform center-crop"):
-        pack(folder({"a.png": encoded(Image.new("L", (24, 18)), "PNG")}, "odd"), tmp_path / "a.zip")
+    with pytest.raises(GanError, match=r"a\.png is 25x18, .* doubled .*--resolution 16x16"):
+        pack(folder({"a.png": encoded(Image.new("L", (25, 18)), "PNG")}, "odd"), tmp_path / "a.zip")
     assert everything_below(tmp_path / "photos") == ["0.png", "1.png", "2.png"]
     assert not (tmp_path / "a.zip").exists()
 
@@ -230,34 +346,46 @@ def test_max_images_takes_the_first_usable_ones(tmp_path, folder):
 def test_progress_counts_each_stage_to_its_end(tmp_path, folder):
     seen = []
     pack(folder(GOOD | BAD), tmp_path / "a.zip", resolution=(8, 8), progress=lambda *step: seen.append(step))
-    total = len(GOOD | BAD)
-    assert [step for step in seen if step[0] == "scanning"] == [("scanning", i + 1, total) for i in range(total)]
-    packing = [step for step in seen if step[0] == "packing"]
-    assert packing[-1][1] == packing[-1][2] == len(packing)
+    for stage in ("reading headers", "packing"):
+        steps = [step[1:] for step in seen if step[0] == stage]
+        assert steps == [(i + 1, len(steps)) for i in range(len(steps))]
 
 
 def test_all_wrong_settings_are_told_at_once(tmp_path):
     with pytest.raises(UsageError) as caught:
-        pack(DemoSource(count=1), tmp_path / "a.7z", resize_filter="sinc", max_images=0, transform="center-crop")
+        pack(
+            tmp_path / "nowhere",
+            tmp_path / "a.7z",
+            transform="center-crop",
+            resize_filter="sinc",
+            channels="cmyk",
+            background="wihte",
+            labels="no.csv",
+            max_images=0,
+        )
     flags = [problem.split()[0] for problem in caught.value.problems]
-    assert flags == ["--transform", "--resize-filter", "--max-images", "--dest"]
+    assert flags == [
+        *("--transform", "--resize-filter", "--channels", "--background", "--labels", "--max-images"),
+        *("--source", "--dest"),
+    ]
 
 
 @pytest.mark.parametrize(
     ("resolution", "transform", "said"),
     [
-        ((48, 48), "none", "--resolution 48x48: .* try --resolution 32x32"),
-        ((64, 32), "center-crop", "--resolution 64x32: .* squares"),
+        ((49, 50), "none", "--resolution 49x50: .* try --resolution 48x48"),
+        ((100, 100), "center-crop", "try --resolution 96x96"),
+        ((400, 533), "center-crop", "try --resolution 384x512"),
         ((0, 0), "none", "at least 1 pixel"),
-        ((2, 2), "none", "try --resolution 4x4"),
+        ((2, 2), "none", "try --resolution 8x8"),
         ((64, 100), "center-crop-wide", "a width of at least the height"),
-        ((60, 30), "center-crop-wide", "try --resolution 32x16"),
-        ((64, 64), "squash", "--transform squash: is not one of none, center-crop"),
+        ((50, 30), "center-crop-wide", "try --resolution 48x28"),
+        ((64, 64), "squash", "--transform squash: is not one of none, stretch"),
     ],
 )
 def test_a_size_that_cannot_be_trained_on_is_refused(resolution, transform, said):
     with pytest.raises(UsageError, match=said):
-        raise UsageError(settings_problems(resolution, transform, "lanczos", None))
+        raise UsageError(PackOptions(resolution=resolution, transform=transform).problems())
 
 
 def test_a_dest_that_would_lose_something_is_refused(tmp_path):
@@ -292,19 +420,33 @@ def test_an_existing_zip_is_replaced_only_by_a_complete_one(tmp_path, folder):
 
 
 @pytest.mark.parametrize("dest", ["a.zip", "a"])
-@pytest.mark.parametrize(
-    ("error", "raised", "said"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), GanError, "no space left"),
-        (KeyboardInterrupt(), KeyboardInterrupt, None),
-    ],
-)
-def test_a_run_that_breaks_off_leaves_nothing(tmp_path, dest, error, raised, said):
+def test_a_run_that_breaks_off_is_continued(tmp_path, dest):
     def break_off(stage, done, total):
-        if (stage, done) == ("packing", 2):
-            raise error
+        if (stage, done) == ("packing", 20):
+            raise KeyboardInterrupt
 
-    (tmp_path / "out").mkdir()
-    with pytest.raises(raised, match=said):
-        pack(DemoSource(count=50), tmp_path / "out" / dest, progress=break_off)
-    assert everything_below(tmp_path / "out") == []
+    lines = []
+    with pytest.raises(KeyboardInterrupt):
+        pack(DemoSource(count=50), tmp_path / "out" / dest, progress=break_off, report=lines.append)
+    assert not (tmp_path / "out" / dest).exists()
+    pack(DemoSource(count=50), tmp_path / "out" / dest, report=lines.append)
+    assert "Going on after 20 of 50 images, which an earlier run has packed" in lines
+    pack(DemoSource(count=50), tmp_path / "whole" / dest)
+    assert everything_below(tmp_path / "out") == everything_below(tmp_path / "whole")
+    for path in (tmp_path / "whole").rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes()
+
+
+def test_what_an_earlier_run_packed_differently_is_not_used(tmp_path, folder):
+    def break_off(stage, done, total):
+        if (stage, done) == ("packing", 3):
+            raise KeyboardInterrupt
+
+    source, lines = folder(GOOD), []
+    with pytest.raises(KeyboardInterrupt):
+        pack(source, tmp_path / "a.zip", resolution=(8, 8), progress=break_off)
+    pack(source, tmp_path / "a.zip", resolution=(16, 16), report=lines.append)
+    assert not any(line.startswith("Going on") for line in lines)
+    assert {image.shape for image in images_of(tmp_path / "a.zip")} == {(16, 16, 3)}
+    assert everything_below(tmp_path) == sorted(["a.zip", "photos", *(f"photos/{name}" for name in GOOD)])

@@ -1,12 +1,22 @@
 import json
+import os
+import pickle
+import random
+import socket
 import zipfile
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from gan.data.sources import DemoSource, Header, open_source
+from gan.cli.command import printable
+from gan.data.label_files import choose_labels
+from gan.data.sources import DemoSource, Header, Source, open_source
 from gan.errors import GanError
+
+PHOTOGRAPHS, DRAWINGS = "clothing-photos.zip", "noto-emoji.zip"
 
 
 def save(path, size=(8, 8), colour=(200, 30, 60), **options):
@@ -40,7 +50,8 @@ def test_a_folder_is_read_with_everything_below_it_in_sorted_order(photos):
     assert source.names == SORTED
     assert len(source) == 8
     assert source.ignored == ["movie.mp4", "notes.txt"]
-    assert source.labels is None
+    assert source.own_labels is None
+    assert source.notes == []
     assert source.read(1).size == (9, 8)
     assert source.header(1) == Header("RGB", 9, 8)
 
@@ -71,50 +82,6 @@ def test_the_demo_is_built_in():
     assert source.header(3) == Header("RGB", 64, 64)
 
 
-@pytest.mark.parametrize("prefix", ["", "wrapped/"])
-def test_labels_come_from_dataset_json(tmp_path, prefix):
-    folder = tmp_path / "photos"
-    save(folder / "x" / "1.png")
-    save(folder / "2.png")
-    (folder / "dataset.json").write_text(json.dumps({"labels": [["x\\1.png", 4], ["./2.png", 0], ["gone.png", 1]]}))
-    source = open_source(str(zip_folder(folder, tmp_path / "photos.zip", prefix)))
-    assert [source.labels[name] for name in source.names] == ([0, 4])
-    if not prefix:
-        assert open_source(str(folder)).labels == source.labels
-
-
-def test_labels_may_be_null_or_vectors(tmp_path):
-    save(tmp_path / "1.png")
-    (tmp_path / "dataset.json").write_text('{"labels": null}')
-    assert open_source(str(tmp_path)).labels is None
-    (tmp_path / "dataset.json").write_text('{"labels": [["1.png", [0.5, 1]]]}')
-    assert open_source(str(tmp_path)).labels == {"1.png": [0.5, 1]}
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("{", "not valid JSON"),
-        ('{"labels": {"1.png": 3}}', "is not a list"),
-        ('{"labels": [["1.png", 3], ["2.png", -1]]}', "row 1"),
-        ('{"labels": [["1.png", "cat"]]}', 'row 0 of labels is ["1.png", "cat"]'),
-        ('{"labels": [["1.png", true]]}', "row 0"),
-        ('{"labels": [["1.png", [NaN]]]}', "row 0"),
-        ('{"labels": ["1.png"]}', "row 0"),
-        ('{"labels": [["1.png", 1], ["2.png", [0.5]]]}', "row 1 of labels (2.png)"),
-        ('{"labels": [["1.png", [1, 2]], ["2.png", [0.5]]]}', "row 1 of labels (2.png)"),
-    ],
-)
-def test_a_wrong_dataset_json_names_its_row(tmp_path, content, said):
-    save(tmp_path / "1.png")
-    (tmp_path / "dataset.json").write_text(content)
-    with pytest.raises(GanError) as caught:
-        open_source(str(tmp_path))
-    assert said in str(caught.value)
-    assert "dataset.json" in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
 def empty_folder(path):
     path.mkdir()
 
@@ -133,7 +100,11 @@ def folder_without_images(path):
         ("empty.zip", lambda path: zipfile.ZipFile(path, "w").close(), "it is empty"),
         ("zero.zip", lambda path: path.write_bytes(b""), "not a zip file"),
         ("text.zip", lambda path: path.write_bytes(b"hello" * 99), "not a zip file"),
+        ("cut.zip", lambda path: path.write_bytes(b"PK\x03\x04" + bytes(99)), "make or copy it again"),
+        ("text.txt", lambda path: path.write_bytes(b"hello"), "name a folder or a .zip of images"),
         ("one.png", lambda path: path.write_bytes(b""), "is a single image"),
+        ("one", lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "is a single image"),
+        ("pipe", os.mkfifo, "is neither a file nor a folder"),
     ],
 )
 def test_a_source_that_cannot_be_opened_says_why_in_one_line(tmp_path, name, make, said):
@@ -159,3 +130,311 @@ def test_the_size_in_a_header_is_that_of_the_upright_image(tmp_path, suffix):
     exif[0x0112] = 6
     save(tmp_path / f"a.{suffix}", size=(10, 4), exif=exif)
     assert open_source(str(tmp_path)).header(0) == Header("RGB", 4, 10)
+
+
+def test_images_are_known_by_their_content_too(tmp_path):
+    for name, kind in [("a", "PNG"), ("b.dat", "JPEG"), ("c.txt", "WEBP"), ("d.1", "GIF"), ("e.bin", "TIFF")]:
+        Image.new("RGB", (8, 8)).save(tmp_path / name, kind)
+    Image.new("RGB", (8, 8)).save(tmp_path / "camera.NEF", "TIFF")  # whose first picture is a thumbnail
+    for name in ("f.JFIF", "g.jpe"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name, "JPEG")
+    (tmp_path / "notes").write_bytes(b"")
+    for source in (open_source(str(tmp_path)), open_source(str(zip_folder(tmp_path, tmp_path.parent / "a.zip")))):
+        assert source.names == ["a", "b.dat", "c.txt", "d.1", "e.bin", "f.JFIF", "g.jpe"]
+        assert source.ignored == ["camera.NEF", "notes"]
+        assert source.notes == ["5 images (a, b.dat, ...) recognised by the content, not by the name"]
+        assert {source.read(index).size for index in range(7)} == {(8, 8)}
+
+
+def test_what_is_no_picture_under_a_picture_s_name_is_not_run(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    with pytest.raises(OSError, match="cannot identify"):
+        open_source(str(tmp_path)).read(0)
+
+
+def test_links_are_followed_once_and_loops_are_named(tmp_path):
+    folder, other = tmp_path / "photos", tmp_path / "elsewhere"
+    save(folder / "b" / "1.png")
+    save(other / "2.png")
+    (folder / "a").symlink_to(folder / "b")  # sorted before the folder itself, which is to go by its own name
+    (folder / "b" / "loop").symlink_to(folder)
+    (folder / "c").symlink_to(other)
+    (folder / "d.png").symlink_to(other / "2.png")
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (folder / "self.png").symlink_to(folder / "self.png")
+    source = open_source(str(folder))
+    assert source.names == ["b/1.png", "c/2.png", "d.png", "gone.png", "self.png"]
+    assert source.notes == [
+        "a: leads to a folder that is read already; not followed",
+        "b/loop: leads to a folder that is read already; not followed",
+    ]
+    assert source.read(2).size == (8, 8)
+    for index in (3, 4):
+        with pytest.raises(OSError):
+            source.header(index)
+    assert len(source.fingerprint()) == 64
+
+
+def test_pipes_and_sockets_are_left_alone(tmp_path, monkeypatch):
+    save(tmp_path / "1.png")
+    os.mkfifo(tmp_path / "2.png")
+    os.mkfifo(tmp_path / "notes")
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("3.png")
+        (tmp_path / "4.png").symlink_to("/dev/zero")
+        source = open_source(str(tmp_path))
+    assert source.names == ["1.png"]
+    assert len(source.notes) == 1
+    assert source.notes[0].startswith("4 entries (")
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    save(tmp_path / "1.png")
+    save(tmp_path / "locked" / "2.png")
+    scandir = os.scandir
+
+    def refusing(path):  # the superuser may read anything
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    source = open_source(str(tmp_path))
+    assert source.names == ["1.png"]
+    assert source.notes == ["locked: cannot be read (Permission denied); what is in it is left out"]
+    with pytest.raises(GanError, match="cannot be read"):
+        open_source(str(tmp_path / "locked"))
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(GanError, match=r"holds no images \(locked: cannot be read"):
+        open_source(str(tmp_path))
+
+
+def test_names_of_any_bytes_survive(tmp_path):
+    folder = os.fsencode(tmp_path)
+    names = [b"\xff\xfe.png", "é\u202e\n.png".encode(), b"n" * 251 + b".png", b"a\\b.png", b"  .png", b"'\".png"]
+    save(tmp_path / "x.png")
+    for name in names:
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write((tmp_path / "x.png").read_bytes())
+    deep = tmp_path
+    for _ in range(12):
+        deep = deep / ("d" * 200)
+    save(deep / "y.png")
+    (tmp_path / "b\udcff").mkdir()
+    (tmp_path / "b\udcff" / "up").symlink_to(tmp_path)
+    source = open_source(str(tmp_path))
+    assert {os.fsencode(name) for name in source.names} >= set(names)
+    assert len(source) == 8
+    assert json.loads(json.dumps(source.names)) == source.names
+    for index, name in enumerate(source.names):
+        assert source.read(index).size == (8, 8)
+        printable(name).encode()
+    "\n".join(source.notes).encode()
+    assert source.notes == ["b?/up: leads to a folder that is read already; not followed"]
+    assert len(source.fingerprint()) == 64
+
+
+def zip_of(path, entries, **options):
+    """A zip of (name, content) as they are, whatever zipfile itself thinks of such names."""
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        for name, content in entries:
+            info = zipfile.ZipInfo("x")
+            info.filename = name
+            info.compress_type = archive.compression
+            archive.writestr(info, content)
+    return str(path)
+
+
+@pytest.fixture
+def png(tmp_path):
+    save(tmp_path / "x.png")
+    return (tmp_path / "x.png").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_names_in_a_zip_are_just_names(tmp_path, png):
+    names = [
+        "/etc/a.png",
+        "../../b.png",
+        "C:\\c.png",
+        "é.png",
+        "dir\\",
+        "a" * 60000 + ".png",
+        "__MACOSX/._a.png",
+        ".b.png",
+    ]
+    source = open_source(zip_of(tmp_path / "a.zip", [(name, png) for name in names]))
+    assert source.names == sorted(["/etc/a.png", "../../b.png", "C:/c.png", "é.png", "a" * 60000 + ".png"])
+    assert [source.read(index).size for index in range(5)] == [(8, 8)] * 5
+    source = open_source(zip_of(tmp_path / "a.zip", [("a.png", b"x"), ("b/c.png", png), ("a.png", png)]))
+    assert source.names == ["a.png", "b/c.png"]
+    assert source.read(0).size == (8, 8)
+    assert source.notes == ["1 entry (a.png) of the zip left out: a later one has the same name"]
+    source = open_source(zip_of(tmp_path / "a.zip", [("a.png", png), ("more.ZIP", b"PK\5\6" + bytes(18))]))
+    assert source.ignored == ["more.ZIP"]
+    assert source.notes == ["1 zip file (more.ZIP) inside of the zip not looked into; unpack it first"]
+
+
+def patched(path, entry, offset, value):
+    """The zip with bytes of an entry's row in the central directory set to `value`."""
+    data = bytearray(Path(path).read_bytes())
+    row = data.rindex(entry.encode()) - 46
+    data[row + offset : row + offset + len(value)] = value
+    Path(path).write_bytes(data)
+    return str(path)
+
+
+def test_entries_that_cannot_be_unpacked_say_why(tmp_path, png):
+    def source(*about, method=zipfile.ZIP_DEFLATED):
+        path = zip_of(tmp_path / "a.zip", [("a.png", png), ("b.png", png), ("dataset.json", "{}")], compression=method)
+        return open_source(patched(path, *about) if about else path)
+
+    assert source().read(1).size == (8, 8)
+    for about, said in [
+        (("b.png", 8, b"\x01"), "encrypted"),
+        (("b.png", 10, b"\x09\x00"), "packed in a way that cannot be read here"),
+        (("b.png", 24, b"\xff\xff\xff\x7f"), "unpacks to 2,147 MB, more than any image"),
+    ]:
+        opened = source(*about)
+        assert opened.read(0).size == (8, 8)
+        for attempt in (opened.read, opened.header):
+            with pytest.raises(GanError, match=said):
+                attempt(1)
+    with pytest.raises(zipfile.BadZipFile):
+        source("b.png", 16, b"\0\0\0\0").read(1)  # a wrong checksum
+    hidden = source("dataset.json", 8, b"\x01")
+    with pytest.raises(GanError, match=r"dataset.json cannot be read \(encrypted"):
+        choose_labels(hidden, None)
+    assert choose_labels(hidden, "none") is None
+
+
+def test_a_bomb_in_a_zip_is_not_unpacked(tmp_path, png):
+    bomb = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.png", "w") as entry:
+        for _ in range(100):
+            entry.write(bytes(1_000_000))
+    opened = open_source(str(bomb))
+    with pytest.raises(OSError, match="cannot identify"):
+        opened.read(0)
+    # One that says it holds few bytes gives no more of them.
+    squeezed = zlib.compressobj(wbits=-15)
+    data = squeezed.compress(png + bytes(50_000_000)) + squeezed.flush()
+    path = zip_of(tmp_path / "liar.zip", [("a.png", data)])
+    patched(path, "a.png", 10, b"\x08\x00")
+    patched(path, "a.png", 24, len(png).to_bytes(4, "little"))
+    with pytest.raises((zipfile.BadZipFile, GanError)):
+        open_source(path).read(0)
+
+
+def test_a_damaged_zip_never_ends_in_a_traceback(tmp_path, png):
+    path = zip_of(tmp_path / "a.zip", [("a.png", png), ("é/b.png", png), ("dataset.json", '{"labels": null}')])
+    whole = Path(path).read_bytes()
+    rng = random.Random(0)
+    opened, refused = 0, []
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            damaged[rng.randrange(len(whole) * 3 // 5, len(whole))] = rng.randrange(256)
+        Path(path).write_bytes(damaged[: rng.choice([len(whole), len(whole), rng.randrange(len(whole))])])
+        try:
+            choose_labels(open_source(path), None)
+            opened += 1
+        except GanError as error:
+            refused.append(str(error))
+    assert opened > 20
+    assert len(refused) > 20
+    assert all(text.startswith(f"--source {path}: ") and "\n" not in text for text in refused)
+
+
+def make_demo(tmp_path):
+    return "demo"
+
+
+def make_folder(tmp_path):
+    for name in ("1.png", "a/2.png"):
+        save(tmp_path / "photos" / name, size=(9, 8))
+    return str(tmp_path / "photos")
+
+
+def make_zip(tmp_path):
+    return str(zip_folder(Path(make_folder(tmp_path)), tmp_path / "photos.zip"))
+
+
+def in_child(function):
+    """The exit status of a forked process that calls the function: 0 if it returns True."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = 0 if function() else 2
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize("make", [make_demo, make_folder, make_zip])
+def test_a_source_may_be_read_by_several_processes(tmp_path, make):
+    source = open_source(make(tmp_path))
+    wanted = [np.asarray(source.read(index)).tolist() for index in range(2)]
+
+    def reads(other):
+        return [np.asarray(other.read(index)).tolist() for index in range(2)] == wanted
+
+    assert in_child(lambda: all(reads(source) for _ in range(20))) == 0
+    sent = pickle.dumps(source)
+    assert in_child(lambda: reads(pickle.loads(sent))) == 0
+    assert reads(source)
+    assert pickle.loads(sent).fingerprint() == source.fingerprint()
+
+
+def test_a_zip_that_is_replaced_while_it_is_read_is_noticed(tmp_path):
+    path = make_zip(tmp_path)
+    source = pickle.loads(pickle.dumps(open_source(path)))
+    save(tmp_path / "photos" / "0.png")
+    zip_folder(tmp_path / "photos", path)
+    with pytest.raises(GanError, match="has been replaced"):
+        source.read(0)
+
+
+@pytest.mark.parametrize("make", [make_folder, make_zip])
+def test_the_fingerprint_tells_other_images(tmp_path, make):
+    source = make(tmp_path)
+    known = {open_source(source).fingerprint()}
+    assert open_source(source).fingerprint() in known
+    for name, colour in [("1.png", (0, 0, 0)), ("0.png", (200, 30, 60)), ("dataset.json", None)]:
+        if colour is None:
+            (tmp_path / "photos" / name).write_text("{}")
+        else:
+            save(tmp_path / "photos" / name, size=(9, 8), colour=colour)
+        if make is make_zip:
+            zip_folder(tmp_path / "photos", source)
+        known.add(open_source(source).fingerprint())
+    assert len(known) == 4
+
+
+def test_pictures_that_are_computed_have_a_fingerprint():
+    class Drawn(Source):
+        def __init__(self, count, size):
+            super().__init__("drawn", [f"{number}.png" for number in range(count)])
+            self.size = size
+
+        def read(self, index):
+            return Image.new("L", (self.size, self.size))
+
+    assert Drawn(3, 8).fingerprint() == Drawn(3, 8).fingerprint()
+    assert len({source.fingerprint() for source in (Drawn(3, 8), Drawn(4, 8), Drawn(3, 16), DemoSource(count=3))}) == 4
+    assert DemoSource().fingerprint() == DemoSource().fingerprint() != DemoSource(size=32).fingerprint()
+
+
+@pytest.mark.skipif("GAN_TEST_DATA" not in os.environ, reason="wants real photographs: GAN_TEST_DATA")
+def test_real_collections_are_read():
+    photographs = open_source(os.path.join(os.environ["GAN_TEST_DATA"], PHOTOGRAPHS))
+    assert (len(photographs), photographs.ignored, photographs.notes) == (1900, ["LICENSE"], [])
+    labels = choose_labels(photographs, "folders")
+    assert (len(labels.by_name), len(labels.class_names), labels.problems) == (1900, 10, [])
+    assert labels.class_names[labels.by_name[photographs.names[-1]]] == "t-shirt"
+    drawings = open_source(os.path.join(os.environ["GAN_TEST_DATA"], DRAWINGS))
+    assert {drawings.header(index) for index in range(len(drawings))} == {Header("RGBA", 128, 128)}
+    with pytest.raises(GanError, match="all images are in one folder"):
+        choose_labels(drawings, "folders")

@@ -5,20 +5,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gan.data.normalise import to_8bit
 from gan.data.sources import open_source
 from gan.data.transforms import (
+    TRANSFORMS,
     center_crop,
     center_crop_wide,
-    is_grey,
+    enlargement,
+    fit,
     is_too_small,
     make_transform,
     output_size,
-    scale,
-    to_8bit,
+    stretch,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dataset_clothing64.npz"
-OPTIONS = {"webp": {"lossless": True}}
 BOX = Image.Resampling.BOX
 
 
@@ -42,10 +43,12 @@ def test_none_without_a_size_leaves_pixels_as_they_are():
     assert (make_transform("none", None)(Image.fromarray(pixels)) == pixels).all()
 
 
-def test_none_scales_the_whole_image():
+def test_stretch_scales_the_whole_image_as_none_does_with_a_size():
     pixels = noise(4, 8)
-    scaled = np.asarray(scale(Image.fromarray(pixels), (4, 4), BOX))
+    scaled = np.asarray(stretch(Image.fromarray(pixels), (4, 4), BOX))
     assert np.abs(scaled - pixels.reshape(4, 4, 2, 3).mean(axis=2)).max() <= 1
+    for name in ("none", "stretch"):
+        assert (make_transform(name, (4, 4), "box")(Image.fromarray(pixels)) == scaled).all()
 
 
 @pytest.mark.parametrize(
@@ -98,79 +101,70 @@ def test_center_crop_wide_leaves_out_what_it_would_enlarge():
     assert not is_too_small("center-crop", (1, 1), (8, 8))
 
 
-def as_8bit(image, mode):
-    result = to_8bit(image, mode)
-    assert result.mode == mode
-    return np.asarray(result)
+def test_fit_shows_the_whole_picture_in_the_middle_of_the_background():
+    pixels = noise(4, 8)
+    for size, rows, columns in (
+        ((8, 9), slice(2, 6), slice(0, 8)),  # an odd border is larger at the end
+        ((11, 4), slice(0, 4), slice(1, 9)),
+        ((8, 4), slice(0, 4), slice(0, 8)),
+    ):
+        fitted = make_transform("fit", size, background=(10, 20, 30))(Image.fromarray(pixels))
+        assert fitted.shape == (size[1], size[0], 3)
+        assert (fitted[rows, columns] == pixels).all()
+        border = np.ones(fitted.shape[:2], dtype=bool)
+        border[rows, columns] = False
+        assert (fitted[border] == (10, 20, 30)).all()
 
 
-def test_transparency_is_put_on_white():
-    assert as_8bit(Image.new("RGBA", (1, 1), (255, 0, 0, 0)), "RGB").tolist() == [[[255, 255, 255]]]
-    assert as_8bit(Image.new("RGBA", (1, 1), (9, 8, 7, 255)), "RGB").tolist() == [[[9, 8, 7]]]
-    half = as_8bit(Image.new("RGBA", (1, 1), (0, 0, 0, 128)), "RGB")
-    assert half.tolist() == [[[127, 127, 127]]]
-    assert as_8bit(Image.new("LA", (1, 1), (40, 0)), "L").tolist() == [[255]]
-    assert as_8bit(Image.new("LA", (1, 1), (40, 255)), "L").tolist() == [[40]]
+def test_fit_scales_with_the_chosen_filter_and_without_distortion():
+    pixels = noise(8, 16)
+    fitted = make_transform("fit", (8, 8), "box")(Image.fromarray(pixels))
+    assert np.abs(fitted[2:6] - pixels.reshape(4, 2, 8, 2, 3).mean(axis=(1, 3))).max() <= 1
 
 
-def test_grey_keeps_its_values():
-    grey = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
-    assert as_8bit(grey, "L")[0].tolist() == list(range(256))
-    assert as_8bit(grey, "RGB")[0, :, 1].tolist() == list(range(256))
-    assert as_8bit(Image.new("1", (1, 1), 1), "L").tolist() == [[255]]
+def test_the_border_is_grey_in_grey_and_transparent_in_rgba():
+    grey = make_transform("fit", (2, 4), background=(255, 0, 0))(Image.new("L", (2, 2), 9))
+    assert grey.tolist() == [[76, 76], [9, 9], [9, 9], [76, 76]]  # luma of red
+    clear = make_transform("fit", (2, 4), background=(255, 0, 0))(Image.new("RGBA", (2, 2), (1, 2, 3, 255)))
+    assert clear[[0, 3]].tolist() == 2 * [2 * [[255, 0, 0, 0]]]
+    assert clear[[1, 2]].tolist() == 2 * [2 * [[1, 2, 3, 255]]]
 
 
-def test_more_than_8_bits_are_scaled_to_8():
-    deep = np.array([[0, 256, 32768, 65535]], dtype=np.uint16)
-    expected = [[0, 1, 128, 255]]
-    assert as_8bit(Image.fromarray(deep), "L").tolist() == expected
-    assert as_8bit(Image.fromarray(deep.astype(np.int32)), "L").tolist() == expected
-    for white in (1, 255, 65535):
-        values = (deep / 65535 * white).astype(np.float32)
-        assert as_8bit(Image.fromarray(values), "L").tolist() == expected
-    for bad in (np.array([[-1.0, 2.0]]), np.array([[1e9]]), np.array([[np.nan]])):
-        with pytest.raises(ValueError, match="8 or 16 bits"):
-            to_8bit(Image.fromarray(bad.astype(np.float32)), "L")
+def test_fit_keeps_a_pixel_of_a_strip():
+    for image_size, inner in (((20000, 10), (64, 1)), ((10, 20000), (1, 64)), ((1, 1), (64, 64))):
+        fitted = np.asarray(fit(Image.new("RGB", image_size, (0, 0, 0)), (64, 64)))
+        assert (fitted == 0).all(axis=2).sum() == inner[0] * inner[1]
 
 
-def test_other_colour_spaces_become_rgb():
-    assert as_8bit(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "RGB").tolist() == [[[255, 0, 0]]]
-    palette = Image.new("P", (1, 1), 1)
-    palette.putpalette([0, 0, 0, 10, 20, 30])
-    assert as_8bit(palette, "RGB").tolist() == [[[10, 20, 30]]]
-    palette.info["transparency"] = 1
-    assert as_8bit(palette, "RGB").tolist() == [[[255, 255, 255]]]
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("image_size", [(1, 1), (20000, 10), (10, 20000), (97, 64), (96, 64)])
+def test_every_transform_makes_the_size_of_every_image(name, image_size):
+    for mode, shape in (("L", ()), ("RGB", (3,)), ("RGBA", (4,))):
+        width, height = output_size(name, (96, 64))
+        pixels = make_transform(name, (96, 64))(Image.new(mode, image_size))
+        assert (pixels.shape, pixels.dtype) == ((height, width, *shape), np.uint8)
 
 
-def test_which_modes_are_grey():
-    assert all(is_grey(mode) for mode in ("1", "L", "LA", "I", "F", "I;16", "I;16B"))
-    assert not any(is_grey(mode) for mode in ("P", "RGB", "RGBA", "CMYK"))
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_hidden_colours_do_not_come_through(name):
+    red_on_green = np.zeros((40, 60, 4), dtype=np.uint8)
+    red_on_green[:] = (0, 255, 0, 0)
+    red_on_green[10:30, 15:45] = (255, 0, 0, 255)
+    image = to_8bit(Image.fromarray(red_on_green), "RGBA", (0, 0, 255))
+    pixels = make_transform(name, (24, 16), background=(0, 0, 255))(image)
+    clear = pixels[..., 3] == 0
+    assert clear.any()
+    assert (pixels[clear] == (0, 0, 255, 0)).all()
+    assert (pixels[~clear][:, :3] == (255, 0, 0)).all()  # colours are weighted by alpha: edges take nothing of the blue
+    assert (pixels[..., 3] == 255).any()
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_are_turned_upright(tmp_path, suffix, orientation):
-    upright = noise(4, 6)
-    # What a camera stores for the upright picture, written out from the EXIF standard's table.
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.swapaxes(0, 1),
-        6: upright.swapaxes(0, 1)[::-1],
-        7: upright.swapaxes(0, 1)[::-1, ::-1],
-        8: upright.swapaxes(0, 1)[:, ::-1],
-    }[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = tmp_path / f"a.{suffix}"
-    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **OPTIONS.get(suffix, {}))
-    with Image.open(path) as image:
-        assert (as_8bit(image, "RGB") == upright).all()
-
-
-def test_damaged_metadata_does_not_lose_the_picture(tmp_path):
-    Image.new("RGB", (2, 2), (1, 2, 3)).save(tmp_path / "a.png", exif=b"Exif\0\0not really")
-    with Image.open(tmp_path / "a.png") as image:
-        assert as_8bit(image, "RGB")[0, 0].tolist() == [1, 2, 3]
+def test_by_how_much_images_are_enlarged():
+    assert enlargement("stretch", (100, 50), (50, 100)) == 2
+    assert enlargement("none", (100, 50), (50, 25)) == 0.5
+    assert enlargement("center-crop", (400, 100), (200, 200)) == 2
+    assert enlargement("center-crop", (300, 200), (96, 64)) == 64 / 200
+    assert enlargement("center-crop", (96, 64), (96, 64)) == 1
+    assert enlargement("fit", (400, 100), (200, 200)) == 0.5
+    assert enlargement("fit", (20, 10), (200, 200)) == 10
+    assert enlargement("center-crop-wide", (8, 6), (16, 12)) == 2

@@ -127,6 +127,35 @@ def test_discriminators_round_trip(name, tmp_path):
     assert torch.equal(opened(arrays["img"], arrays["c"]), D(arrays["img"], arrays["c"]))
 
 
+def sized(size, channels=3, c_dim=0):
+    """A pair of networks for images of a size (height, width), which may be an int."""
+    torch.manual_seed(0)
+    options = {"img_resolution": size, "img_channels": channels, "c_dim": c_dim}
+    width = {"channel_base": 64, "channel_max": 8}
+    G = networks.Generator(z_dim=6, w_dim=7, **options, mapping_kwargs={"num_layers": 2}, synthesis_kwargs=width)
+    return {"G": G, "D": networks.Discriminator(**options, **width), "G_ema": copy.deepcopy(G)}
+
+
+@pytest.mark.parametrize("c_dim", [0, 3])
+@pytest.mark.parametrize(("size", "channels"), [([64, 96], 4), ((40, 24), 1), ([48, 48], 3), ([16, 16], 4)], ids=str)
+def test_all_sizes_and_channels_round_trip(size, channels, c_dim, tmp_path):
+    live = sized(size, channels, c_dim)
+    models.save(tmp_path / "a.pkl", **live, training_set_kwargs={})
+    snapshot = models.load(tmp_path / "a.pkl")
+    with open(tmp_path / "a.pkl", "rb") as file:
+        plainly = pickle.load(file)
+    z, c = torch.randn(4, 6), torch.randn(4, c_dim)
+    img = live["G"].eval()(z, c, noise_mode="const")
+    assert img.shape == (4, channels, *size)
+    for G, D in ((snapshot.G, snapshot.D), (snapshot.G_ema, snapshot.D), (plainly["G"], plainly["D"])):
+        assert_equal_tensors(G, live["G"])
+        assert_equal_tensors(D, live["D"])
+        assert G.img_size == D.img_size == tuple(size)
+        assert G.img_resolution == live["G"].img_resolution
+        assert torch.equal(G(z, c, noise_mode="const"), img)
+        assert torch.equal(D(img, c), live["D"](img, c))
+
+
 def test_what_comes_with_the_networks(tmp_path):
     file = tmp_path / "folder" / "a.pkl"
     pipe = augment.AugmentPipe(xflip=1)
@@ -239,13 +268,28 @@ def test_every_misfit_is_named(tmp_path):
         ({"img_resolution": 24}, "power of two"),
         ({"img_resolution": 2**40}, "too large"),
         ({"img_resolution": 2**20}, "cannot be built"),
+        ({"img_resolution": [2**40, 2**40]}, "too large"),
+        ({"img_resolution": (3 * 2**24, 2**24)}, "too large"),
+        ({"img_resolution": [3 * 2**20, 2**22]}, "cannot be built"),
+        ({"img_resolution": [3 * 2**20, 2**22], "synthesis_kwargs": {"channel_base": 2**24, "channel_max": 2**20}},
+         "do not fit"),
+        ({"img_resolution": [24, 40]}, r"do not fit: .*'synthesis.b4.const' has shape \[24, 4, 4\], not \[24, 6, 10\]"),
+        ({"img_resolution": [16, 17]}, r"no network can be built for img_resolution \[16, 17\]"),
+        ({"img_resolution": [-64, 96]}, r"no network can be built for img_resolution \[-64, 96\]"),
+        ({"img_resolution": -16}, "power of two"),
+        ({"img_resolution": "16"}, r"must be an int or \[height, width\] in pixels, not '16'"),
+        ({"img_resolution": ["16", "24"]}, "must be an int or"),
+        ({"img_resolution": [16, 24, 3]}, "must be an int or"),
+        ({"img_resolution": [[16], [24]]}, "must be an int or"),
+        ({"img_resolution": [1e300, float("nan")]}, "too large"),
+        ({"img_resolution": [16.0, 24.0]}, "must be an int or"),
         ({"img_resolution": 2**20, "synthesis_kwargs": {"channel_base": 2**24, "channel_max": 2**20}}, "do not fit"),
         ({"w_dim": 2**23}, "do not fit"),
         ({"mapping_kwargs": {"num_layers": 10**6}}, "num_layers"),
         ({"z_dim": "x"}, "cannot be built"),
         ({7: 1}, "badly described"),
     ],
-)
+)  # fmt: skip
 def test_odd_options_are_refused(change, words, tmp_path):
     kwargs, parameters, _ = golden("generator_orig16")
     file = foreign_file(tmp_path / "a.pkl", G=foreign_module("Generator", parameters, {**kwargs, **change}))
@@ -310,7 +354,9 @@ def test_transfer_copies_everything(tmp_path):
         ({"c_dim": 0}, "--cond=1"),
         ({"img_resolution": 8}, "--width=16 --height=16"),
         ({"img_resolution": 32}, "--width=16 --height=16"),
-        ({"img_channels": 1}, "3 channels"),
+        ({"img_resolution": [32, 24]}, "its images are 16x16: use a dataset of --width=16 --height=16"),
+        ({"img_channels": 1}, "its images have 3 channels, the dataset 1: use a dataset of --channels=rgb"),
+        ({"img_channels": 4}, "its images have 3 channels, the dataset 4: use a dataset of --channels=rgb"),
         ({"generator_changes": {"mapping_kwargs": {"num_layers": 2}}}, "--map-depth=8"),
         ({"generator_changes": {"synthesis_kwargs": {"channel_base": 128, "channel_max": 24}}}, "--cbase=256"),
         ({"generator_changes": {"synthesis_kwargs": {"channel_base": 256, "channel_max": 16}}}, "--cmax=24"),
@@ -331,6 +377,34 @@ def test_transfer_names_the_flag_and_copies_nothing(target, words, tmp_path):
     assert text.count(" in the file") + text.count("only in the file") <= 16
     for net, state in zip(nets, before, strict=True):
         assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("here", "words"),
+    [
+        (([96, 64], 4), "its images are 96x64: use a dataset of --width=96 --height=64"),
+        ((64, 4), "its images are 96x64: use a dataset of --width=96 --height=64"),
+        (([64, 96], 1), "its images have 4 channels, the dataset 1: use a dataset of --channels=rgba"),
+    ],
+    ids=str,
+)
+def test_transfer_names_width_before_height(here, words, tmp_path):
+    source = saved(tmp_path, **sized([64, 96], 4))
+    with pytest.raises(GanError) as caught:
+        models.transfer(source, *sized(*here).values())
+    assert f"does not fit this run ({words}):" in str(caught.value)
+
+
+@pytest.mark.parametrize(("stored", "here"), [([64, 96], (64, 96)), ([16, 16], 16)], ids=str)
+def test_transfer_copies_networks_of_one_size_however_it_was_given(stored, here, tmp_path):
+    source = saved(tmp_path, **sized(stored, 4))
+    nets = sized(here, 4)
+    nets["G"].synthesis.b4.const.data.zero_()
+    models.transfer(source, *nets.values())
+    assert_equal_tensors(nets["G"], source.G)
+    narrower = networks.Generator(**{**nets["G"]._init_kwargs, "synthesis_kwargs": {"channel_base": 64}})
+    with pytest.raises(GanError, match=r"does not fit this run \(use --cmax=8\)"):
+        models.transfer(source, narrower, nets["D"], narrower)
 
 
 def test_transfer_lists_eight_and_counts_the_rest(tmp_path):

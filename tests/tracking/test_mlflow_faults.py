@@ -269,7 +269,7 @@ def test_full_in_the_middle_and_at_the_end_which_mlflow_sync_sends(
         run.ticks(6, 7)
         run.tracker.close("FINISHED")
     assert "did not get 2 ticks (kimg 6.0 to 7.0) and 2 pictures; to send what is missing: " in run.lines[-1]
-    config = resolve(TrainOptions(data="x.zip", kimg=7), DataInfo("x.zip", run.experiment, 40, 16, 3))
+    config = resolve(TrainOptions(data="x.zip", kimg=7), DataInfo("x.zip", run.experiment, 40, 16, 16, 3))
     run_folder.write_options(run.run_dir, config)
     result = CliRunner().invoke(mlflow_sync, [str(run.run_dir)])
     assert result.output == f"sent 2 ticks and 2 pictures to {server.uri}; it has every tick up to kimg 7.0\n"

@@ -64,7 +64,7 @@ def test_a_run_as_mlflow_shows_it(start, store, outdir, record, capfd):
     for nimg in (0, 4000):
         tracker.tick(nimg, record(nimg, **{"Loss/D/loss": math.nan}))
     picture = outdir / NAME / "fakes000004.png"
-    Image.fromarray(np.zeros((300, 3000, 3), np.uint8)).save(picture)
+    Image.fromarray(np.zeros((300, 3000, 4), np.uint8)).save(picture)
     tracker.image("fakes", picture, 4000)
     tracker.close("FINISHED")
 
@@ -82,7 +82,7 @@ def test_a_run_as_mlflow_shows_it(start, store, outdir, record, capfd):
     assert len(previews) == 1
     assert previews[0].startswith("images/fakes+step+4000+")
     with Image.open(store.download_artifacts(run.info.run_id, previews[0], str(outdir))) as preview:
-        assert preview.size == (2048, 205)
+        assert (preview.size, preview.mode) == ((2048, 205), "RGBA")
     assert len(lines) == 1
     assert lines[0].startswith("MLflow records this run; to look at it: mlflow ui --backend-store-uri sqlite:///")
     assert capfd.readouterr() == ("", "")

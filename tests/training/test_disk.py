@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 def config_of(res: int = 16, channels: int = 3, label_dim: int = 0, **options: Any) -> TrainConfig:
     options = {"cbase": 64, "cmax": 8, "map_depth": 1, "batch": 8, **options}
     return resolve(
-        TrainOptions(data="x", cond=label_dim > 0, **options), DataInfo("x", "x", 10, res, channels, label_dim)
+        TrainOptions(data="x", cond=label_dim > 0, **options), DataInfo("x", "x", 10, res, res, channels, label_dim)
     )
 
 
@@ -225,7 +225,7 @@ from gan.training.state import TrainingState
 
 folder = Path(sys.argv[1])
 options = TrainOptions(data="x", cbase=64, cmax=8, map_depth=1, batch=8)
-config = resolve(options, DataInfo("x", "x", 10, 16, 3))
+config = resolve(options, DataInfo("x", "x", 10, 16, 16, 3))
 networks = TrainingState(config, torch.device("cpu")).copy_networks()
 
 def snapshot(path):

@@ -123,7 +123,7 @@ def test_closing_drops_what_is_in_line(outputs: Outputs) -> None:
 
 def tiny_state() -> TrainingState:
     options = TrainOptions(data="x", cbase=64, cmax=8, map_depth=1, batch=8)
-    return TrainingState(resolve(options, DataInfo("x", "x", 10, 16, 3)), torch.device("cpu"))
+    return TrainingState(resolve(options, DataInfo("x", "x", 10, 16, 16, 3)), torch.device("cpu"))
 
 
 def test_a_sheet_shows_the_weights_of_its_moment(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_starting_from_a_snapshot_is_a_new_run_with_its_weights(tiny_dataset: Pa
 
 def test_everything_in_the_state_comes_back(tmp_path: Path) -> None:
     options = TrainOptions(data="x", cbase=64, cmax=8, map_depth=1, batch=8)
-    config = resolve(options, DataInfo("x", "x", 10, 16, 3))
+    config = resolve(options, DataInfo("x", "x", 10, 16, 16, 3))
     state = TrainingState(config, torch.device("cpu"))
     assert state.augment is not None
     state.augment.p.fill_(0.3)

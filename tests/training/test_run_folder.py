@@ -48,7 +48,7 @@ def test_a_folder_whose_options_cannot_be_written_is_not_left_behind(
         raise DiskFullError("no space left")
 
     monkeypatch.setattr(run_folder, "write_text", full)
-    config = resolve(TrainOptions(data="x"), DataInfo("x", "x", 10, 16, 3))
+    config = resolve(TrainOptions(data="x"), DataInfo("x", "x", 10, 16, 16, 3))
     with pytest.raises(DiskFullError):
         run_folder.create(tmp_path / "runs", config)
     assert list((tmp_path / "runs").iterdir()) == []

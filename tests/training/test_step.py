@@ -22,7 +22,7 @@ SMALL = {"cbase": 128, "cmax": 8, "map_depth": 2, "precision": "fp32", "batch": 
 
 def tiny_config(**options: object) -> TrainConfig:
     merged = TrainOptions(data="x", **{**SMALL, **options})  # type: ignore[arg-type]
-    return resolve(merged, DataInfo("x", "x", IMAGES, 16, 3))
+    return resolve(merged, DataInfo("x", "x", IMAGES, 16, 16, 3))
 
 
 def make_step(config: TrainConfig) -> TrainStep:

@@ -1,0 +1,147 @@
+import io
+import os
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gan.data import demo, duplicates
+from gan.data.duplicates import near_duplicates, perceptual_hash
+
+
+def photo(index=0, size=256):
+    return Image.fromarray(demo.draw(index, size))
+
+
+def saved(image, kind, quality):
+    file = io.BytesIO()
+    image.save(file, kind, quality=quality)
+    return Image.open(io.BytesIO(file.getvalue())).convert("RGB")
+
+
+def scaled(image, factor):
+    return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.LANCZOS)
+
+
+def copies(image):
+    """What becomes of a picture on its way through the net."""
+    return [
+        saved(image, "JPEG", 90),
+        saved(image, "JPEG", 30),
+        saved(image, "WEBP", 50),
+        scaled(image, 0.5),
+        scaled(image, 1.3),
+        saved(scaled(image, 0.77), "JPEG", 60),
+        saved(scaled(image, 0.25), "JPEG", 75),
+    ]
+
+
+def thumbnails(brightness):
+    """Hashes of grey thumbnails, [n, 64]."""
+    grey = np.full((len(brightness), 32), 128)
+    rows = np.hstack([np.clip(np.rint(brightness), 0, 255), grey]).astype(np.uint8)
+    return [int.from_bytes(row.tobytes(), "big") for row in rows]
+
+
+def test_copies_are_found_among_others():
+    pictures = [photo(i, 96) for i in range(40)]
+    found = near_duplicates([perceptual_hash(image) for image in [*pictures, *copies(photo(7, 96))]])
+    assert found == [[7, *range(40, 47)]]
+
+
+def test_nothing_and_nearly_nothing():
+    assert near_duplicates([]) == []
+    assert near_duplicates([perceptual_hash(photo())]) == []
+    assert near_duplicates([perceptual_hash(photo())] * 2) == [[0, 1]]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (8, 8), (20000, 10), (10, 20000)])
+def test_every_size_has_a_hash(mode, size):
+    assert 0 <= perceptual_hash(Image.new(mode, size)) < 256**duplicates.BYTES
+
+
+def test_flat_pictures_are_no_duplicates():
+    rng = np.random.default_rng(0)
+    flat = [Image.new("RGB", (32, 32), colour) for colour in ("white", "white", "black", "#fefefe")]
+    grain = [Image.fromarray(rng.integers(120, 136, (32, 32, 3), dtype=np.uint8)) for _ in range(4)]
+    assert near_duplicates([perceptual_hash(image) for image in flat + grain]) == []
+
+
+def test_another_colour_or_a_flipped_picture_is_another_picture():
+    image = photo()
+    red, green, blue = image.split()
+    others = [Image.merge("RGB", (blue, red, green)), image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    assert near_duplicates([perceptual_hash(other) for other in [image, *others]]) == []
+
+
+def test_a_small_difference_in_one_place_is_one():
+    image = photo()
+    marked = image.copy()
+    marked.paste((255, 0, 255), (96, 96, 128, 128))
+    assert near_duplicates([perceptual_hash(image), perceptual_hash(marked)]) == []
+
+
+def test_transparent_pictures():
+    def disc(colour, radius):
+        rows, columns = np.mgrid[:64, :64]
+        inside = (rows - 32) ** 2 + (columns - 32) ** 2 < radius**2
+        return Image.fromarray(np.where(inside[..., None], (*colour, 255), 0).astype(np.uint8))
+
+    pictures = [disc((0, 0, 0), 20), disc((255, 255, 255), 20), disc((0, 0, 0), 14), scaled(disc((0, 0, 0), 20), 0.5)]
+    assert near_duplicates([perceptual_hash(image) for image in pictures]) == [[0, 3]]
+
+
+def test_groups_are_those_of_comparing_all_pairs(monkeypatch):
+    rng = np.random.default_rng(0)
+    centres = rng.uniform(0, 255, (30, 64))
+    steps = rng.normal(0, 1.5, (200, 64)).cumsum(axis=0)  # pictures that drift away: groups are chains
+    hashes = thumbnails(np.vstack([np.repeat(centres, 5, axis=0) + rng.normal(0, 3, (150, 64)), centres[0] + steps]))
+    hashes += hashes[:9]
+    rows = np.frombuffer(b"".join(value.to_bytes(96, "big") for value in hashes), dtype=np.uint8).reshape(-1, 96)
+    group = list(range(len(rows)))
+    for i in range(len(rows)):
+        for j in np.flatnonzero(duplicates._look_the_same(np.repeat(rows[i : i + 1], len(rows), axis=0), rows)):
+            old, new = max(group[i], group[j]), min(group[i], group[j])
+            group = [new if value == old else value for value in group]
+    expected = [[i for i, value in enumerate(group) if value == first] for first in sorted(set(group))]
+    expected = [members for members in expected if len(members) > 1]
+    assert len(expected) > 10
+    assert near_duplicates(hashes) == expected
+    monkeypatch.setattr(duplicates, "ROWS", 7)
+    monkeypatch.setattr(duplicates, "COLUMNS", 11)
+    monkeypatch.setattr(duplicates, "PAIRS", 5)
+    assert near_duplicates(hashes) == expected
+
+
+def test_many_pictures_and_many_copies_of_one():
+    rng = np.random.default_rng(0)
+    directions = rng.normal(0, 1, (8, 64))
+    different = 128 + rng.normal(0, 30, (12000, 8)) @ directions / 2
+    copied = different[0] + rng.uniform(-3, 3, (4000, 64))
+    start = time.process_time()
+    found = near_duplicates(thumbnails(np.vstack([different, copied])))
+    assert time.process_time() - start < 5  # 200,000 take 15 s
+    assert {0, *range(12000, 16000)} <= set(found[0])
+    assert sum(map(len, found)) < 4200
+
+
+@pytest.mark.skipif("GAN_TEST_DATA" not in os.environ, reason="GAN_TEST_DATA names no folder of photographs")
+@pytest.mark.parametrize(("file", "images"), [("clothing-photos.zip", 2), ("noto-emoji.zip", 78)])
+def test_copies_are_found_among_real_pictures(file, images):
+    """`images`: that look like others, of 1900 and of 3583."""
+    with zipfile.ZipFile(Path(os.environ["GAN_TEST_DATA"]) / file) as archive:
+        names = sorted(name for name in archive.namelist() if name.lower().endswith((".jpg", ".png")))
+        hashes, again = [], {}
+        for i, name in enumerate(names):
+            with Image.open(io.BytesIO(archive.read(name))) as image:
+                hashes.append(perceptual_hash(image if image.mode == "RGBA" else image.convert("RGB")))
+                if i % 100 == 50 and image.mode == "RGB":
+                    again[i] = perceptual_hash(saved(scaled(image, 0.6), "JPEG", 60))
+    found = near_duplicates([*hashes, *again.values()])
+    for copy, original in enumerate(again, start=len(hashes)):
+        assert [group for group in found if original in group and copy in group], names[original]
+    assert len({i for group in near_duplicates(hashes) for i in group}) <= images

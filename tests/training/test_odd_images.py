@@ -1,0 +1,120 @@
+"""Images that are no squares and have alpha, with several labels each, all the way from the zip to samples."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from click.testing import CliRunner
+from runs import RUN, after_step, run_train, untimed
+from tiny import write_dataset
+
+from gan import models
+from gan.cli.generate import generate
+from gan.config import DataInfo, TrainConfig, TrainOptions, resolve
+from gan.data.dataset import ImageDataset
+from gan.training import disk
+from gan.training.grid import SampleGrid, sheet_shape
+from gan.training.plan import MemoryEstimate
+from gan.training.run_folder import read_options
+from gan.training.state_files import NEWEST, read_state
+
+NAMES = ("round", "red", "hat")
+
+
+def stopped_at(step: int, *arguments: object) -> None:
+    with after_step(step, lambda: signal.raise_signal(signal.SIGINT)):
+        assert run_train(*arguments).exit_code == 130
+
+
+@pytest.mark.usefixtures("light_runs")
+def test_a_run_of_transparent_96x64_images_with_several_labels_each(tmp_path: Path, outdir: Path) -> None:
+    data = write_dataset(tmp_path / "odd.zip", 24, (96, 64), channels=4, class_names=NAMES, multi_hot=True)
+    new_run = ["--data", data, "--cond", *RUN, "--batch", 5, "--aug", "fixed", "--p", 0.5, "--mirror"]
+    stopped_at(4, *new_run)
+    stopped_at(2, *new_run)
+    whole, parts = sorted(outdir.glob("0*"))
+    stopped_at(4, "--resume", parts)
+
+    assert read_options(whole).data.described == "96x64 RGBA"
+    assert "48 images, 96x64 RGBA, 3 label values" in (whole / "log.txt").read_text()
+    one, other = (read_state(run / NEWEST).state for run in (whole, parts))
+    for network in ("G", "D", "G_ema"):
+        assert one[network].keys() == other[network].keys()
+        assert all(np.array_equal(one[network][key], other[network][key]) for key in one[network])
+    assert untimed(whole) == untimed(parts)
+    for name in ("reals.png", "fakes_init.png", "fakes000000.png"):
+        with PIL.Image.open(whole / name) as sheet:
+            assert (sheet.mode, sheet.size) == ("RGBA", (4 * 96, 2 * 64))
+        assert (whole / name).read_bytes() == (parts / name).read_bytes()
+    assert np.asarray(PIL.Image.open(whole / "reals.png"))[..., 3].std() > 10
+
+    snapshot = whole / "network-snapshot-000000.pkl"
+    kwargs = models.load(snapshot).training_set_kwargs
+    assert (kwargs["resolution"], kwargs["label_kind"]) == ([64, 96], "multi-hot")
+    assert kwargs["class_names"] == list(NAMES)
+    sample = ["--network", str(snapshot), "--seeds", "1", "--outdir"]
+    for folder, labels in {"a": ["--class", "hat", "--class", "round"], "b": ["--label", "1,0,1"]}.items():
+        result = CliRunner().invoke(generate, [*sample, str(tmp_path / folder), *labels])
+        assert result.exit_code == 0, result.output
+    picture = PIL.Image.open(tmp_path / "a" / "seed0001.png")
+    assert (picture.mode, picture.size) == ("RGBA", (96, 64))
+    assert np.array_equal(picture, PIL.Image.open(tmp_path / "b" / "seed0001.png"))
+
+
+def test_a_run_goes_on_only_with_images_like_its_own(tmp_path: Path, whole: Path) -> None:
+    data = write_dataset(tmp_path / "other.zip", size=(24, 16), channels=4)
+    result = run_train("--resume", whole, "--data", data)
+    assert result.exit_code == 1
+    assert (
+        "other.zip: holds 40 images of 24x16 RGBA with 0 label values, but the run was started with 40 images of 16x16 "
+        "RGB with 0 label values; give the dataset of the run with --data"
+    ) in result.output
+
+
+def config_of(width: int, height: int, channels: int = 3) -> TrainConfig:
+    return resolve(TrainOptions(data="x", batch=8), DataInfo("x", "x", 10, height, width, channels))
+
+
+def test_estimates_go_by_the_area() -> None:
+    square, wide = config_of(64, 64), config_of(96, 64)
+    assert MemoryEstimate.of(wide).per_image == pytest.approx(1.5 * MemoryEstimate.of(square).per_image)
+    assert disk.sheet_bytes(config_of(256, 128)) == disk.sheet_bytes(config_of(128, 256)) * 30 * 32 // (32 * 16)
+    assert disk.sheet_bytes(config_of(64, 64, 4)) * 3 == disk.sheet_bytes(square) * 4
+
+
+@pytest.mark.parametrize(
+    ("size", "sheet"),
+    [
+        *(((side, side), (32, 32)) for side in (16, 64, 128)),
+        ((256, 256), (30, 16)),
+        ((1024, 1024), (7, 4)),
+        ((512, 256), (15, 16)),
+        ((256, 512), (30, 8)),
+        ((4096, 64), (7, 32)),
+    ],
+)
+def test_sheets_hold_what_8k_hold(size: tuple[int, int], sheet: tuple[int, int]) -> None:
+    assert sheet_shape(*size) == sheet
+
+
+@pytest.mark.parametrize(("labels", "different"), [("classes", 2), ("vectors", 40)])
+def test_rows_of_a_sheet_show_one_class_but_not_one_vector(tmp_path: Path, labels: str, different: int) -> None:
+    """A row of one image 32 times would show nothing."""
+    data = write_dataset(tmp_path / "a.zip", classes=20)
+    if labels == "vectors":
+        source = ImageDataset(data)
+        folder = tmp_path / "vectors"
+        folder.mkdir()
+        rows = []
+        for i in range(len(source)):
+            PIL.Image.fromarray(source.image(i).transpose(1, 2, 0)).save(folder / f"{i}.png")
+            rows.append([f"{i}.png", [i / 7, 1.0]])
+        (folder / "dataset.json").write_text(json.dumps({"labels": rows}))
+        data = folder
+    grid = SampleGrid.choose(ImageDataset(data, use_labels=True), z_dim=2, seed=0)
+    assert len(set(grid.indices[: grid.columns].tolist())) == min(different, grid.columns)
