@@ -24,7 +24,7 @@ import PIL.Image
 import torch
 
 from gan.data.packing import pack
-from gan.data.processes import default_workers
+from gan.data.process_pool import default_workers
 
 PHOTOGRAPHS = "clothing-photos.zip"  # in the folder that GAN_TEST_DATA names
 

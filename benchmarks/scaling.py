@@ -37,7 +37,7 @@ def with_images(thousands: int) -> dict[str, float]:
 
     class Many(RandomImages):
         def __init__(self) -> None:
-            super().__init__(32)
+            super().__init__((32, 32))
             self.names = [f"{i:06d}.png" for i in range(thousands * 1000)]
 
     with tempfile.TemporaryDirectory() as folder:

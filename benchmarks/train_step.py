@@ -44,7 +44,7 @@ def run_case(case: dict[str, Any], seconds: float, periods: int) -> dict[str, An
     case = dict(case)
     res, plain, p = case.pop("res"), case.pop("plain", True), case.pop("p", 0.2)
     with tempfile.TemporaryDirectory() as folder:
-        dataset = random_dataset(Path(folder) / "random.zip", res)
+        dataset = random_dataset(Path(folder) / "random.zip", (res, res))
         info = DataInfo(str(dataset.path), "random", len(dataset), res, res, 3)
         config = resolve(TrainOptions(data=str(dataset.path), cache="ram", **case), info)
         config = dataclasses.replace(config, augment=dataclasses.replace(config.augment, initial_p=p))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gan.errors import GanError, UsageError
-from gan.image_size import nominal_resolution
+from gan.image_size import describe_image, nominal_resolution
 from gan.presets import AUGMENT_PIPES, DEMO_PRESET, PRESETS, PRETRAINED, Preset
 
 AUGMENT_MODES = ("ada", "fixed", "noaug")
@@ -22,7 +22,6 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 CUDA_GRAPHS = ("auto", "on", "off")
 CACHES = ("auto", "device", "disk", "ram", "off")
 DIVERGENCE = ("stop", "rollback", "ignore")
-IMAGE_MODES = {1: "grey", 3: "RGB", 4: "RGBA"}  # by the number of channels
 
 
 def _opt(default: Any, text: str) -> Any:
@@ -98,6 +97,8 @@ class DataInfo:
     channels: int
     label_dim: int = 0
     """columns of a label; 0 without --cond"""
+    class_names: list[str] | None = None
+    """what the columns stand for, if that is known"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +115,7 @@ class DataConfig:
     cond: bool
     mirror: bool
     subset: int | None
+    class_names: list[str] | None = None
 
     @property
     def resolution(self) -> int:
@@ -463,6 +465,7 @@ def resolve(options: TrainOptions, data: DataInfo) -> TrainConfig:
             cond=o.cond,
             mirror=o.mirror,
             subset=o.subset,
+            class_names=data.class_names,
         ),
         network=NetworkConfig(
             channel_base=o.cbase or preset.channel_base or (32768 if res >= 512 else 16384),
@@ -558,11 +561,6 @@ def check_division(config: TrainConfig) -> list[str]:
             f"try --batch-gpu {smaller}, or --mbstd-group {divisor}"
         ]
     return []
-
-
-def describe_image(height: int, width: int, channels: int) -> str:
-    """`96x64 RGBA`."""
-    return f"{width}x{height} {IMAGE_MODES[channels]}"
 
 
 def describe(o: TrainOptions, name: str) -> str:

@@ -32,3 +32,14 @@ class UsageError(GanError):
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = list(problems)
         super().__init__("\n".join(self.problems))
+
+
+def printable(text: str) -> str:
+    """Text that any terminal can show on one line, whatever bytes a file name is made of."""
+    shown = text.encode("utf-8", "replace").decode("utf-8")
+    return "".join(letter if letter.isprintable() else "?" for letter in shown)
+
+
+def one_line(error: BaseException) -> str:
+    """What another library's error says, short enough for a line; its kind if it says nothing."""
+    return printable(" ".join(str(error).split()))[:120] or type(error).__name__

@@ -11,11 +11,17 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import PIL.Image
 
 from gan.errors import DiskFullError, GanError
+
+
+class Locked(Exception):
+    """Another process has the lock."""
+
 
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # the names that tempfile.mkstemp makes for temporary_beside
 
@@ -139,6 +145,26 @@ def flush(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def lock(file: IO[Any]) -> str | None:
+    """Keep other processes from locking a file that is open for writing. What makes that impossible, or None.
+
+    The lock is one of the process: whatever ends it, kill -9 included, ends the lock, and processes that it forks hold
+    no part of it. It ends as well with the first descriptor of the file that the process closes, so there must be one
+    only. Raises Locked if another process was first.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return "this system has no such locks"
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise Locked from error
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _umask() -> int:

@@ -1,8 +1,10 @@
-"""Which sizes of image can be trained on: a small base, doubled some times (no torch)."""
+"""Which sizes of image can be trained on: a small base, doubled some times; and how images are described (no torch)."""
 
 from __future__ import annotations
 
 Size = tuple[int, int]  # width, height in pixels
+
+IMAGE_KINDS = {1: "grey", 3: "RGB", 4: "RGBA"}  # by channels; --channels of dataset_tool.py in small letters
 
 MIN_BASE = 4  # pixels of the shorter side of the base, where the generator starts and the discriminator ends
 MAX_BASE_AREA = 256  # the discriminator's last layers have this many weights for each pair of their channels
@@ -27,21 +29,19 @@ def is_trainable(size: Size) -> bool:
     return (width, height) != tuple(size) and min(width, height) >= MIN_BASE and width * height <= MAX_BASE_AREA
 
 
-def nearest_trainable(size: Size) -> Size:
-    """The largest trainable size that fits into `size`; 8x8 where there is none."""
+def largest_trainable(size: Size) -> Size:
+    """The trainable size of the most pixels that fits into `size`; 8x8 where there is none."""
     fits = [(2 * MIN_BASE, 2 * MIN_BASE)]
     for n in range(1, max(size).bit_length()):
-        step = 2**n
-        width, height = (side // step * step for side in size)
-        if is_trainable((width, height)):
-            fits.append((width, height))
-        # Strips and near-squares may have no base of 256 pixels: then the longer side gives way.
-        side = min(width, height)
-        longest = side and MAX_BASE_AREA * step // (side // step) // step * step
-        narrower = (min(width, longest), min(height, longest))
-        if is_trainable(narrower):
-            fits.append(narrower)
-    return max(fits, key=lambda fit: fit[0] * fit[1])
+        fits += [(width << n, height << n) for width, height in _highest_bases((size[0] >> n, size[1] >> n))]
+    return max(fits, key=lambda fit: (fit[0] * fit[1], min(fit)))
+
+
+def _highest_bases(limit: Size) -> list[Size]:
+    """For every width that a base can have the highest base that fits into `limit`."""
+    widest = min(limit[0], MAX_BASE_AREA // MIN_BASE)
+    bases = [(width, min(limit[1], MAX_BASE_AREA // width)) for width in range(MIN_BASE, widest + 1)]
+    return [base for base in bases if base[1] >= MIN_BASE]
 
 
 def nominal_resolution(size: Size) -> int:
@@ -49,3 +49,8 @@ def nominal_resolution(size: Size) -> int:
     nearest in area, of two the smaller, so that it doubles when the size does.
     """
     return int(2 ** ((size[0] * size[1] - 1).bit_length() // 2))
+
+
+def describe_image(height: int, width: int, channels: int) -> str:
+    """`96x64 RGBA`."""
+    return f"{width}x{height} {IMAGE_KINDS[channels]}"

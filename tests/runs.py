@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -56,6 +57,14 @@ def after_step(step: int, happen: Callable[[], object]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "TrainStep", Disturbed)
         yield
+
+
+def interrupted(step: int, *arguments: object) -> Result:
+    """A run that receives Ctrl-C in its `step`-th step."""
+    with after_step(step, lambda: signal.raise_signal(signal.SIGINT)):
+        result = run_train(*arguments)
+    assert result.exit_code == 130
+    return result
 
 
 _HOLD = """

@@ -12,8 +12,10 @@ import pytest
 
 from gan.errors import DiskFullError, GanError, UsageError
 from gan.files import (
+    Locked,
     atomic_path,
     explain_os_error,
+    lock,
     nearest_existing,
     readable_size,
     remove_leftovers,
@@ -206,6 +208,30 @@ def test_pictures_come_back_as_they_were(tmp_path, shape, mode, backwards):
         assert (file.mode, file.format) == (mode, "PNG")
         pixels = np.asarray(file)
     assert np.array_equal(pixels[None] if mode == "L" else pixels.transpose(2, 0, 1), image)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes")
+def test_a_lock_is_one_of_the_process_and_ends_when_the_file_is_closed(tmp_path):
+    def taken() -> bool:
+        pid = os.fork()  # the file that it inherits is no lock of its own
+        if pid == 0:
+            code = 2
+            try:
+                with open(tmp_path / "lock", "a") as file:
+                    code = 1 if lock(file) else 0
+            except Locked:
+                code = 7
+            finally:
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert code in (0, 7)
+        return code == 7
+
+    with open(tmp_path / "lock", "a") as file:
+        assert not taken()
+        assert lock(file) is None
+        assert taken()
+    assert not taken()
 
 
 def test_an_error_without_a_reason_still_says_something():

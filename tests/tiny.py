@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+from pictures import encoded
 
 # A network of a few thousand parameters, 8 steps of 125 images to the thousand.
 TINY = ["--cbase", "64", "--cmax", "8", "--map-depth", "1", "--batch", "125", "--mbstd-group", "5", "--kimg", "1"]
@@ -40,10 +40,8 @@ def write_dataset(
         for i in range(count):
             corners = rng.integers(0, 256, [2, 2, channels], dtype=np.uint8)
             image = PIL.Image.fromarray(corners[:, :, 0] if channels == 1 else corners).resize((width, height))
-            buffer = io.BytesIO()
-            image.save(buffer, format="PNG", compress_level=0)
             name = f"00000/img{i:08d}.png"
-            archive.writestr(name, buffer.getvalue())
+            archive.writestr(name, encoded(image, compress_level=0))
             label = i % classes if classes else 0
             labels.append([name, [int(c in (0, label)) for c in range(classes)] if multi_hot else label])
         content: dict[str, Any] = {"labels": labels if classes else None}

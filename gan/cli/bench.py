@@ -15,9 +15,10 @@ import click
 
 from gan import config as cfg
 from gan.cli.command import Command, Option, given, problems_of
-from gan.cli.options import limit_spinning, parsed, train_options
+from gan.cli.options import SizeType, limit_spinning, parsed, train_options
 from gan.config import DataInfo, TrainConfig, TrainOptions
 from gan.errors import GanError, UsageError
+from gan.image_size import Size, is_trainable, largest_trainable
 
 if TYPE_CHECKING:
     from gan.data.dataset import ImageDataset
@@ -55,15 +56,16 @@ _HELPS = {
     "data": "Dataset to train on  [default: random images of --resolution]",
     "p": f"Augmentation probability, held there, for --aug ada too  [default: {_P}]",
 }
-_RESOLUTION = 64
-_LARGEST = 2048
+_SIZE = (64, 64)
+_LARGEST = 2048  # pixels of a side
 _SECONDS = {False: 140.0, True: 50.0}  # by --quick: for all of the command
 _PERIODS = {False: 7, True: 3}
 
 
 def _options() -> list[click.Parameter]:
-    text = "Side of the random images that stand in for --data"
-    resolution = Option(["--resolution"], type=int, default=_RESOLUTION, show_default=True, help=text)
+    size, kinds = "{}x{}".format(*_SIZE), SizeType(or_side=True)
+    text = "Size of the random images that stand in for --data, such as 64 or 96x64"
+    resolution = Option(["--resolution"], type=kinds, metavar="N|WxH", default=size, show_default=True, help=text)
     choices = click.Choice(["plain"])
     text = "Also measure a plain implementation of the same step, in turn with ours (4 times the time)"
     return [
@@ -78,7 +80,7 @@ def _options() -> list[click.Parameter]:
 @click.pass_context
 def _bench(
     ctx: click.Context,
-    resolution: int | None,
+    resolution: Size | None,
     against: str | None,
     quick: bool,
     as_json: bool,
@@ -98,8 +100,8 @@ def _bench(
     if options.data is not None and given(ctx, "resolution"):
         problems.append("--resolution: goes with random images only; leave it out, --data has its own")
     if resolution is None:
-        resolution = _RESOLUTION
-    problems += _resolution_problems(resolution)
+        resolution = _SIZE
+    problems += _size_problems(resolution)
     if options.data is None and options.cond:
         problems.append("--cond: random images have no labels; add --data DATASET")
     if options.p is None and "--p" not in broken:
@@ -127,21 +129,23 @@ def _without_p_for_ada(options: TrainOptions) -> tuple[float | None, TrainOption
     return options.p, dataclasses.replace(options, p=None)
 
 
-def _resolution_problems(resolution: int) -> list[str]:
-    if 8 <= resolution <= _LARGEST and resolution & (resolution - 1) == 0:
+def _size_problems(size: Size) -> list[str]:
+    width, height = size
+    if is_trainable(size) and max(size) <= _LARGEST:
         return []
-    nearest = min(max(2 ** max(resolution, 1).bit_length() // 2, 8), _LARGEST)
-    return [f"--resolution {resolution}: must be a power of two from 8 to {_LARGEST}; try {nearest}"]
+    better = largest_trainable((min(width, _LARGEST), min(height, _LARGEST)))
+    rule = f"training needs a small size doubled some times, no side beyond {_LARGEST}"
+    return [f"--resolution {width}x{height}: {rule}; try {better[0]}x{better[1]}"]
 
 
-def _opened(options: TrainOptions, resolution: int, problems: list[str]) -> tuple[DataInfo, ImageDataset | None]:
+def _opened(options: TrainOptions, size: Size, problems: list[str]) -> tuple[DataInfo, ImageDataset | None]:
     """What is known of the images, and the dataset if the user gave one."""
     from gan.bench.images import count_at
     from gan.data.cache import folder_for
     from gan.data.dataset import ImageDataset
 
-    side = resolution if not problems else _RESOLUTION
-    stand_in = DataInfo("random images", "random", count_at(side), side, side, 3)
+    width, height = size if not problems else _SIZE
+    stand_in = DataInfo("random images", "random", count_at((width, height)), height, width, 3)
     if options.data is None:
         return stand_in, None
     try:
@@ -151,7 +155,7 @@ def _opened(options: TrainOptions, resolution: int, problems: list[str]) -> tupl
         problems.append(f"--data {error}")
         return stand_in, None
     shape = (data.height, data.width, data.channels)
-    return DataInfo(options.data, data.name, data.num_unflipped, *shape, data.label_dim), data
+    return DataInfo(options.data, data.name, data.num_unflipped, *shape, data.label_dim, data.class_names), data
 
 
 def _config(options: TrainOptions, info: DataInfo, problems: list[str]) -> TrainConfig:
@@ -228,7 +232,8 @@ def _images(config: TrainConfig, dataset: ImageDataset | None) -> Iterator[Image
     except OSError as error:
         raise GanError(f"random images: no folder for temporary files ({error}); set TMPDIR, or give --data") from error
     with temporary as folder:
-        yield random_dataset(Path(folder) / "random.zip", config.data.resolution, config.data.mirror)
+        size = config.data.width, config.data.height
+        yield random_dataset(Path(folder) / "random.zip", size, config.data.mirror)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gan.errors import GanError
+from gan.errors import GanError, printable
 
 
 class Option(click.Option):
@@ -69,9 +69,3 @@ def problems_of(ctx: click.Context) -> list[str]:
 def given(ctx: click.Context, name: str) -> bool:
     """Whether the user typed this option."""
     return ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
-
-
-def printable(text: str) -> str:
-    """Text that any terminal can show on one line, whatever bytes a file name is made of."""
-    shown = text.encode("utf-8", "replace").decode("utf-8")
-    return "".join(letter if letter.isprintable() else "?" for letter in shown)

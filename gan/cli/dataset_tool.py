@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 import shlex
 import sys
 import time
@@ -11,33 +11,18 @@ from typing import Any
 
 import click
 
-from gan.cli.command import Command, Option, printable, problems_of
+from gan.cli.command import Command, Option, problems_of
+from gan.cli.options import SizeType
 from gan.data.pack_options import CHANNELS, PackOptions
+from gan.data.pack_plan import Progress, nothing_usable
 from gan.data.packing import SCAN_FILE, SHEET_FILE, PackSummary, checked, pack, scan
-from gan.data.plan import Progress
+from gan.data.scan_result import counted
 from gan.data.transforms import RESIZE_FILTERS, TRANSFORMS
-from gan.errors import GanError, UsageError
-from gan.image_size import Size
+from gan.errors import GanError, UsageError, printable
+from gan.files import readable_size
+from gan.image_size import Size, describe_image
 
-SETTINGS = (
-    *("--resolution", "--width", "--height", "--transform", "--resize-filter", "--channels", "--background"),
-    *("--labels", "--max-images"),
-)
 _SECONDS_BETWEEN_LINES = 60  # of progress, where there is no terminal
-
-
-class SizeType(click.ParamType):
-    """Width and height in pixels, such as 256x256."""
-
-    name = "WxH"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", value)
-        if match is None:
-            self.fail("is not a width and a height; write it like 256x256", param, ctx)
-        return int(match[1]), int(match[2])
 
 
 @click.command(cls=Command, context_settings={"max_content_width": 120})
@@ -72,13 +57,17 @@ class SizeType(click.ParamType):
     "image and fills up with the background, stretch (or none) distorts it",
 )
 @click.option(
-    "--resize-filter", cls=Option, type=click.Choice(list(RESIZE_FILTERS)), default="lanczos", show_default=True
+    "--resize-filter",
+    cls=Option,
+    type=click.Choice(list(RESIZE_FILTERS)),
+    default=PackOptions.resize_filter,
+    show_default=True,
 )
 @click.option(
     "--channels",
     cls=Option,
     type=click.Choice(list(CHANNELS)),
-    default="auto",
+    default=PackOptions.channels,
     show_default=True,
     help="auto: grey if all images are, otherwise rgb; rgba keeps transparency",
 )
@@ -86,7 +75,7 @@ class SizeType(click.ParamType):
     "--background",
     cls=Option,
     metavar="COLOUR",
-    default="white",
+    default=PackOptions.background,
     show_default=True,
     help="what transparent images lie on, and the borders of fit: a name or #rrggbb",
 )
@@ -96,7 +85,7 @@ class SizeType(click.ParamType):
     metavar="WHAT",
     help="folders (each a class), a CSV or JSON file, or none  [default: those of the source, such as dataset.json]",
 )
-@click.option("--max-images", cls=Option, type=int, metavar="N", help="pack the first N images only")
+@click.option("--max-images", cls=Option, type=int, metavar="N", help="look at the first N readable images only")
 @click.option("--strict", is_flag=True, help="write nothing if any image would be left out or a label is wrong")
 @click.option(
     "--scan-only", is_flag=True, help=f"pack nothing; say what is there, and write {SCAN_FILE} and {SHEET_FILE}"
@@ -122,15 +111,20 @@ def dataset_tool(
         python dataset_tool.py --source demo --dest demo.zip
     """
     problems = list(problems_of(ctx))
-    if any(problem.startswith(SETTINGS) for problem in problems):
-        options = PackOptions()  # something stands for them that is not wrong twice
-    else:
+    broken = {problem.split()[0].rstrip(":") for problem in problems}
+    if not broken & {"--resolution", "--width", "--height"}:
         settings["resolution"], size_problems = _chosen_size(settings["resolution"], width, height)
         problems += size_problems
-        options = PackOptions() if size_problems else PackOptions(**settings)
+        broken |= {"--resolution"} if size_problems else set()
+    if broken & {"--resolution", "--width", "--height"}:
+        settings.update(resolution=None, transform=None)  # what hangs on the size is not judged without it
+    given = {name: value for name, value in settings.items() if f"--{name.replace('_', '-')}" not in broken}
+    options = PackOptions(**given)
     if workers is not None and workers < 0:
         problems.append(f"--workers {workers}: must be at least 1, or 0 for no other process")
-    if dest is None and not scan_only:
+    if scan_only:
+        problems += _folder_problems(dest)
+    elif dest is None:
         problems.append("--dest: is missing; name the .zip file or the new folder to write")
     opened = None
     if source is not None:
@@ -139,16 +133,23 @@ def dataset_tool(
     if problems or opened is None:
         raise UsageError(problems)
     common: dict[str, Any] = {**vars(options), "workers": workers, "progress": _progress(), "report": _say}
-    if not scan_only:
-        assert dest is not None
-        summary = pack(opened, dest, strict=strict, **common)
-        click.echo(_result(summary))
+    if scan_only:
+        found = scan(opened, dest or ".", **common)
+        if not found.num_usable:
+            raise nothing_usable(opened, found.skipped)
+        if strict and found.num_problems:
+            raise GanError(f"--strict: {found.problems_in_words()}, see above")
         return
-    folder = Path(dest or ".")
-    found = scan(opened, folder.parent if folder.suffix.lower() == ".zip" else folder, **common)
-    click.echo(f"Written: {SCAN_FILE} and {SHEET_FILE} (images as they would be packed) in {folder}")
-    if strict and found.num_problems:
-        raise GanError(f"--strict: {found.num_problems} problems, see above")
+    assert dest is not None
+    for line in _result(pack(opened, dest, strict=strict, **common)):
+        _say(line)
+
+
+def _folder_problems(dest: str | None) -> list[str]:
+    """Why the files of --scan-only cannot go there."""
+    if dest is not None and (Path(dest).suffix.lower() == ".zip" or (Path(dest).exists() and not Path(dest).is_dir())):
+        return [f"--dest {dest}: with --scan-only it is the folder for {SCAN_FILE} and {SHEET_FILE}; name a folder"]
+    return []
 
 
 def _chosen_size(resolution: Size | None, width: int | None, height: int | None) -> tuple[Size | None, list[str]]:
@@ -164,7 +165,10 @@ def _chosen_size(resolution: Size | None, width: int | None, height: int | None)
 
 
 def _say(line: str) -> None:
-    click.echo(printable(line))
+    """Print a line. A terminal that is gone, or cannot show every letter, ends no work."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    with contextlib.suppress(OSError):
+        click.echo(printable(line).encode(encoding, "replace").decode(encoding))
 
 
 def _progress() -> Progress:
@@ -200,17 +204,16 @@ def _progress_lines() -> Progress:
     return show
 
 
-def _result(summary: PackSummary) -> str:
+def _result(summary: PackSummary) -> tuple[str, str]:
     """What was packed, and what to do next."""
-    kind = {1: "grey", 3: "RGB", 4: "RGBA"}[summary.channels]
-    images = f"{summary.num_images:,} {kind} image{'' if summary.num_images == 1 else 's'}"
-    size = _bytes_below(Path(summary.dest)) / 1e6
+    kind = describe_image(summary.height, summary.width, summary.channels)
+    images = counted(summary.num_images, "image")
+    size = readable_size(_bytes_below(Path(summary.dest)))
     cond = "  (add --cond to train on its labels)" if summary.has_labels else ""
-    return (
-        f"Packed {images} of {summary.width}x{summary.height} into {summary.dest} ({size:,.1f} MB)\n"
-        f"Next: python train.py --data {shlex.quote(summary.dest)}{cond}"
-    )
+    packed = f"Packed {images} of {kind} into {summary.dest} ({size})"
+    return packed, f"Next: python train.py --data {shlex.quote(summary.dest)}{cond}"
 
 
 def _bytes_below(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.rglob("*.*"))
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)

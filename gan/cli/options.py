@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
@@ -12,6 +13,7 @@ import click
 from gan import config as cfg
 from gan.cli.command import Option
 from gan.config import TrainOptions, flag
+from gan.image_size import Size
 from gan.presets import AUGMENT_PIPES, PRESETS
 
 LATEST = "latest"  # what --resume alone means
@@ -39,6 +41,25 @@ class _CountOrAuto(click.ParamType):
             return int(value)
         except ValueError:
             self.fail(f"{value!r} is neither a whole number nor auto", param, ctx)
+
+
+class SizeType(click.ParamType):
+    """Width and height in pixels, such as 384x256; with `or_side` also one number, the side of a square."""
+
+    name = "size"
+
+    def __init__(self, or_side: bool = False) -> None:
+        self._or_side = or_side
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", value)
+        if match is None or not (match[2] or self._or_side):
+            what = "neither a number nor a width and a height" if self._or_side else "not a width and a height"
+            example = "256 or 256x256" if self._or_side else "256x256"
+            self.fail(f"is {what}; write it like {example}", param, ctx)
+        return int(match[1]), int(match[2] or match[1])
 
 
 def default(name: str) -> Any:

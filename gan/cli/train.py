@@ -15,6 +15,7 @@ from gan.cli.options import LATEST, limit_spinning, parsed, train_options
 from gan.config import TrainConfig, TrainOptions
 from gan.continuation import Continuation, continued
 from gan.errors import GanError, UsageError
+from gan.image_size import describe_image
 
 if TYPE_CHECKING:
     from gan.data.dataset import ImageDataset
@@ -103,7 +104,7 @@ def _resolved(options: TrainOptions, problems: list[str]) -> tuple[TrainConfig, 
         raise UsageError([*problems, *cfg.check_options(options)])
     assert options.data is not None
     shape = (dataset.height, dataset.width, dataset.channels)
-    info = cfg.DataInfo(options.data, dataset.name, len(dataset), *shape, dataset.label_dim)
+    info = cfg.DataInfo(options.data, dataset.name, len(dataset), *shape, dataset.label_dim, dataset.class_names)
     try:
         config = cfg.resolve(options, info)
     except UsageError as error:
@@ -125,7 +126,7 @@ def _chosen(dataset: ImageDataset, config: TrainConfig) -> ImageDataset:
     """The images of a run; for one that continues, they must be what they were."""
     data = config.data
     dataset = dataset.view(subset=data.subset, mirror=data.mirror, seed=config.seed)
-    shown = cfg.describe_image(dataset.height, dataset.width, dataset.channels)
+    shown = describe_image(dataset.height, dataset.width, dataset.channels)
     found, expected = (
         f"{images} images of {kind} with {label_dim} label values"
         for images, kind, label_dim in (
@@ -138,7 +139,17 @@ def _chosen(dataset: ImageDataset, config: TrainConfig) -> ImageDataset:
             f"{data.path}: holds {found}, but the run was started with {expected}; give the dataset of the run with "
             "--data"
         )
+    if data.class_names is not None and dataset.class_names != data.class_names:
+        raise GanError(
+            f"{data.path}: its classes are {_listed(dataset.class_names)}, but the run was started with "
+            f"{_listed(data.class_names)}; give the dataset of the run with --data"
+        )
     return dataset
+
+
+def _listed(class_names: list[str] | None) -> str:
+    shown = ", ".join((class_names or ["without names"])[:8])
+    return f"{shown}, ..." if len(class_names or []) > 8 else shown
 
 
 def _problems_here(config: TrainConfig, options: TrainOptions) -> list[str]:

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from gan.config import describe_image
 from gan.data.cache_file import Content, stored_shape
-from gan.data.dataset_files import DatasetFiles
+from gan.data.dataset_files import LABEL_FILE, DatasetFiles
+from gan.data.dataset_labels import LabelRows, read_labels
 from gan.data.decode import Shape, decode
-from gan.data.label_rows import LabelRows, read_labels
 from gan.data.store import Store
 from gan.errors import GanError
-from gan.image_size import MAX_BASE_AREA, MIN_BASE, is_trainable
+from gan.image_size import MAX_BASE_AREA, MIN_BASE, describe_image, is_trainable
 
 
 class ImageDataset:
@@ -177,7 +176,7 @@ class ImageDataset:
         return first
 
     def _read_labels(self) -> LabelRows:
-        return read_labels(self._files.read_json("dataset.json"), self._names, f"{self.path}: dataset.json")
+        return read_labels(self._files.read_json(LABEL_FILE), self._names, f"{self.path}: {LABEL_FILE}")
 
 
 def _described(shape: tuple[int, ...]) -> str:

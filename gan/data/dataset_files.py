@@ -6,16 +6,17 @@ import hashlib
 import json
 import os
 import shlex
-import zipfile
 from pathlib import Path
 from typing import Any
 
 from gan.data import decode
-from gan.data.sources import is_hidden
+from gan.data.image_files import is_hidden
+from gan.data.zip_file import SharedZip
 from gan.errors import GanError
-from gan.image_size import Size, nearest_trainable
+from gan.image_size import Size, largest_trainable
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+LABEL_FILE = "dataset.json"
+DATASET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class DatasetFiles:
@@ -23,25 +24,20 @@ class DatasetFiles:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._zip: zipfile.ZipFile | None = None
-        self._pid = -1
-        self._version: tuple[int, ...] | None = None
+        self._zip = SharedZip(path, str(path))
         if path.is_dir():
             found = (Path(base) / name for base, _, files in os.walk(path) for name in files)
             self.names = {file.relative_to(path).as_posix() for file in found}
         elif path.is_file():
-            self.names = {info.filename for info in self._open().infolist() if not info.filename.endswith("/")}
+            self.names = {info.filename for info in self._zip.opened().infolist() if not info.filename.endswith("/")}
         else:
             raise GanError(f"{path}: no such file or folder; pack your images with dataset_tool.py first")
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_zip": None, "_pid": -1}
-
     def image_names(self) -> list[str]:
         """Sorted names of all images. Raises GanError if there are none."""
-        names = sorted(n for n in self.names if n.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(n))
+        names = sorted(n for n in self.names if n.lower().endswith(DATASET_SUFFIXES) and not is_hidden(n))
         if not names:
-            wanted = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+            wanted = ", ".join(suffix[1:] for suffix in DATASET_SUFFIXES)
             raise GanError(f"{self.path}: holds no images ({wanted}); {self.pack_hint()}")
         return names
 
@@ -49,7 +45,7 @@ class DatasetFiles:
         """How to make a dataset of these files that can be trained on. `size`: of an image, if sizes are to change."""
         dest = f"{self.path.stem}-packed.zip"
         command = f"python dataset_tool.py --source {shlex.quote(str(self.path))} --dest {shlex.quote(dest)}"
-        return f"pack it with: {command}" + (" --resolution {}x{}".format(*nearest_trainable(size)) if size else "")
+        return f"pack it with: {command}" + (" --resolution {}x{}".format(*largest_trainable(size)) if size else "")
 
     def fingerprint(self, names: list[str]) -> str:
         """Hex digest of the files' names and sizes, and their checksums in a zip, their times in a folder."""
@@ -60,7 +56,7 @@ class DatasetFiles:
                     status = os.stat(self.path / name)
                     version = f"{status.st_size} {status.st_mtime_ns}"
                 else:
-                    info = self._open().getinfo(name)
+                    info = self._zip.opened().getinfo(name)
                     version = f"{info.file_size} {info.CRC}"
                 digest.update(f"{name}\0{version}\0".encode(errors="surrogateescape"))
         except OSError as error:
@@ -72,7 +68,7 @@ class DatasetFiles:
         try:
             if self.path.is_dir():
                 return (self.path / name).read_bytes()
-            return self._open().read(name)
+            return self._zip.opened().read(name)
         except (GanError, MemoryError):
             raise
         except Exception as error:  # a damaged zip makes zipfile raise almost anything
@@ -97,7 +93,7 @@ class DatasetFiles:
             if self.path.is_dir():
                 with open(self.path / name, "rb") as file:
                     return decode.shape_of(file)
-            with self._open().open(name) as member:
+            with self._zip.opened().open(name) as member:
                 return decode.shape_of(member)
         except (GanError, MemoryError):
             raise
@@ -107,18 +103,3 @@ class DatasetFiles:
             ) from error
         except Exception as error:
             raise GanError(f"{self.path}: {name} is not a readable image ({error}); {self.pack_hint()}") from error
-
-    def _open(self) -> zipfile.ZipFile:
-        if self._zip is None or self._pid != os.getpid():  # a file position must not be shared with another process
-            try:
-                file = open(self.path, "rb")  # noqa: SIM115
-                opened, status = zipfile.ZipFile(file), os.fstat(file.fileno())
-            except MemoryError:
-                raise
-            except Exception as error:
-                raise GanError(f"{self.path}: not a readable zip file ({error})") from error
-            version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-            if self._version not in (None, version):  # its images would pass for those that were there
-                raise GanError(f"{self.path}: has been replaced since it was opened; start again")
-            self._zip, self._pid, self._version = opened, os.getpid(), version
-        return self._zip

@@ -8,14 +8,15 @@ import zlib
 from typing import IO
 
 import numpy as np
-import PIL.Image
+from PIL import Image
 
+from gan.data import png
+from gan.data.image_files import open_image
 from gan.errors import GanError
 
 Shape = tuple[int, int, int]  # C, H, W
 
-_PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_CHANNELS = {0: 1, 2: 3, 6: 4}  # by the colour type of its header
+_PNG_CHANNELS = {colour: channels for channels, colour in png.COLOUR_TYPES.items()}
 _CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3, "RGBA": 4}  # by Pillow's mode
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _HEAD = 128  # bytes of a PNG in which a transparent colour would be declared, for all but odd ones
@@ -27,16 +28,16 @@ class UnsuitableImage(ValueError):
 
 def decode(data: bytes, where: str) -> np.ndarray:
     """An encoded image as uint8 `[C, H, W]`, C = 1, 3 or 4. `where` names it in errors."""
-    if data[:8] == _PNG and not _png_is_intact(data):
+    if data.startswith(png.SIGNATURE) and not _png_is_intact(data):
         raise GanError(f"{where} is damaged (a checksum in it is wrong); remove it and pack again")
     image = _decode_own_png(data) if _is_own_png(data) else None
     if image is None:
         try:
-            with PIL.Image.open(io.BytesIO(data)) as file:
+            with open_image(io.BytesIO(data)) as file:
                 image = np.asarray(file.convert(_MODES[_channels(data, file)]))
         except UnsuitableImage as error:
             raise GanError(f"{where} is {error}; pack it again with dataset_tool.py") from error
-        except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise GanError(f"{where} is damaged or not an image ({error}); remove it and pack again") from error
     return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
 
@@ -50,7 +51,7 @@ def shape_of(file: IO[bytes]) -> Shape:
     if _is_own_png(head):
         return _own_shape(head)
     file.seek(0)
-    with PIL.Image.open(file) as image:
+    with open_image(file) as image:
         return _channels(head, image), image.height, image.width
 
 
@@ -61,8 +62,9 @@ def decoder() -> str:
     return "Pillow, slower, because pyspng is not installed"
 
 
-def _channels(data: bytes, image: PIL.Image.Image) -> int:
-    if image.mode.startswith("I") or (data[:8] == _PNG and data[24] > 8):  # of 16-bit colours, Pillow says only RGB
+def _channels(data: bytes, image: Image.Image) -> int:
+    is_deep_png = data.startswith(png.SIGNATURE) and data[24] > 8  # of 16-bit colours, Pillow says only RGB
+    if image.mode.startswith("I") or is_deep_png:
         raise UnsuitableImage("of 16 bits")
     if "transparency" in image.info:
         raise UnsuitableImage("partly transparent by its palette or by a colour")
@@ -76,9 +78,10 @@ def _is_own_png(data: bytes) -> bool:
 
     The first bytes are enough.
     """
-    bit_depth, colour, interlace = data[24:25], data[25:26], data[28:29]
-    own = data[:8] == _PNG and bit_depth == b"\x08" and colour in (b"\x00", b"\x02", b"\x06") and interlace == b"\x00"
-    return own and b"tRNS" not in data[:_HEAD]
+    if not data.startswith(png.SIGNATURE) or len(data) < 29:
+        return False
+    bit_depth, colour, interlaced = data[24], data[25], data[28]
+    return bit_depth == 8 and colour in _PNG_CHANNELS and not interlaced and b"tRNS" not in data[:_HEAD]
 
 
 def _own_shape(data: bytes) -> Shape:
@@ -87,7 +90,7 @@ def _own_shape(data: bytes) -> Shape:
 
 def _png_is_intact(data: bytes) -> bool:
     """Whether all chunks are there with the right checksums, at which pyspng does not look, nor Pillow at all."""
-    position = len(_PNG)
+    position = len(png.SIGNATURE)
     while position + 12 <= len(data):
         end = position + 8 + int.from_bytes(data[position : position + 4], "big")
         if zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big") or end + 4 > len(data):

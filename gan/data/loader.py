@@ -16,10 +16,10 @@ from gan.data import cache as caches
 from gan.data.cache import Choice
 from gan.data.cache_file import FileStore, FoundStore
 from gan.data.dataset import ImageDataset
+from gan.data.decode_workers import Request, Workers
 from gan.data.device_store import DeviceStore
 from gan.data.sampler import batches
 from gan.data.store import Store
-from gan.data.workers import Request, Workers
 
 PATIENCE = 60  # seconds without a batch after which that is said; then after twice that, and so on
 _HUNG_SECONDS = 5  # that closing waits for a batch in the making

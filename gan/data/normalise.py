@@ -27,6 +27,7 @@ UPRIGHT_TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+BITS_PER_SAMPLE_TAG = 258  # of a TIFF
 NEARLY = 2  # levels of 255 by which a profile may differ from sRGB without being applied
 
 
@@ -56,7 +57,8 @@ def to_8bit(image: Image.Image, mode: str, background: Colour = WHITE) -> Image.
     L and RGB: transparency is put on the background. RGBA: alpha is straight and stays as it is, but what is fully
     transparent has the background's colour, as whatever an editor left there must not be learned.
 
-    16-bit grey is scaled, so that 65535 becomes 255. Float images may range over 0..1, 0..255 or 0..65535.
+    16-bit grey is scaled, so that 65535 becomes 255. Float images may range over 0..1, 0..255 or 0..65535, and
+    TIFFs of 32-bit integers over 0..255 or 0..65535.
     The result may be the image itself, which is why it must not be changed in place.
 
     Raises ValueError for other ranges, and whatever Pillow raises for a file that it cannot decode.
@@ -128,6 +130,8 @@ def _deep_to_8bit(image: Image.Image) -> Image.Image:
     white: float = 65535
     if pixels.dtype.kind == "f":
         white = next((limit for limit in (1, 255) if pixels.max() <= limit), 65535)
+    elif _has_32_bits(image) and pixels.max() <= 255:
+        white = 255
     if not (pixels.min() >= 0 and pixels.max() <= white):
         raise ValueError(f"grey values from {pixels.min()} to {pixels.max()}; save it with 8 or 16 bits")
     grey = Image.fromarray(np.rint(pixels * (255 / white)).astype(np.uint8))
@@ -137,6 +141,13 @@ def _deep_to_8bit(image: Image.Image) -> Image.Image:
     drawing = grey.convert("RGBA")
     drawing.putalpha(Image.fromarray(np.where(pixels == transparent, 0, 255).astype(np.uint8)))
     return drawing
+
+
+def _has_32_bits(image: Image.Image) -> bool:
+    """Whether this is a TIFF of 32-bit integers. Pillow's mode does not tell: files of 16 bits, whose white is known,
+    may be "I" as well."""
+    tags = getattr(image, "tag_v2", None)
+    return image.mode == "I" and tags is not None and tags.get(BITS_PER_SAMPLE_TAG) == (32,)
 
 
 def _orientation(image: Image.Image) -> int:

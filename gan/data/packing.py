@@ -9,26 +9,27 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from gan.data.contact_sheet import contact_sheet
+from gan.data.contact_sheet import MAX_PICTURES, contact_sheet
+from gan.data.dataset_files import LABEL_FILE
 from gan.data.pack_options import PackOptions, dest_problems
-from gan.data.plan import Plan, Progress, Skipped, make_plan, nothing_usable, sample
-from gan.data.processes import default_workers
+from gan.data.pack_plan import Plan, Progress, Skipped, make_plan, nothing_usable
+from gan.data.packed_image import ImagePacker, PackedImage, packed_images
+from gan.data.process_pool import default_workers
 from gan.data.scan_report import scan_lines
-from gan.data.scanning import Look, Looker, Scan, look_at, summarise
-from gan.data.sources import LABEL_FILE, Source, open_source
-from gan.data.unfinished import open_unfinished
+from gan.data.scan_result import Scan, summarise
+from gan.data.sources import Source, open_source
+from gan.data.unfinished import Unfinished, open_unfinished
 from gan.errors import GanError, UsageError
 from gan.files import write_png, write_text
-from gan.image_size import Size
 
 Report = Callable[[str], None]  # takes a line for people
 
 SCAN_FILE, SHEET_FILE = "scan.json", "scan.png"
-_SHEET_IMAGES = 48
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,11 @@ def pack(
     source: str | Path | Source,
     dest: str | Path,
     *,
-    resolution: Size | None = None,
-    transform: str | None = None,
-    resize_filter: str = "lanczos",
-    channels: str = "auto",
-    background: str = "white",
-    labels: str | None = None,
-    max_images: int | None = None,
     strict: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
     report: Report | None = None,
+    **options: Any,
 ) -> PackSummary:
     """Write the source's images to `dest`, a .zip file or a new folder, and say what was done.
 
@@ -71,53 +66,37 @@ def pack(
     dataset.json under "skipped". Equal input gives equal bytes. `dest` appears only when it is complete; until then
     the work is kept beside it, and the same call goes on from there, however the last one ended.
 
+        pack("photos/", "mine.zip", resolution=(256, 256), labels="folders", report=print)
+
     Args:
-        source: what `open_source` takes: a folder, a zip, an LSUN, CIFAR or MNIST file, `demo`.
-        resolution, transform, resize_filter, channels, background, labels, max_images: see `PackOptions`.
-        strict: if any image would be left out or any row of labels is wrong, write nothing.
+        source: a folder, a zip, an LSUN, CIFAR or MNIST file, or `demo`.
+        strict: if any image would be left out or any label is bad, write nothing.
         workers: processes; by default one for each processor. 0: none but this one.
         progress: called with what is being done, images done and images in all.
         report: takes lines for people.
+        options: those of `PackOptions`.
 
     Raises UsageError for bad settings; GanError where nothing can be read, or `dest` cannot be written.
     """
-    options = PackOptions(resolution, transform, resize_filter, channels, background, labels, max_images)
-    opened = _opened(source, options, dest)
+    settings, say = PackOptions(**options), report or _say_nothing
+    opened = _opened(source, settings, dest)
     count = default_workers() if workers is None else workers
-    say = report or (lambda line: None)
-    plan = make_plan(opened, options, count, progress=progress)
+    plan = make_plan(opened, settings, count, progress=progress)
     with contextlib.closing(open_unfinished(Path(dest), plan.key())) as unfinished:
-        indices = list(plan.headers)
-        looks = [Look.of(record) for record in unfinished.records]
         for line in (unfinished.unlocked, unfinished.started_over):
             if line is not None:
                 say(line)
-        if looks:
-            say(f"Going on after {len(looks):,} of {len(indices):,} images, which an earlier run has packed")
-        names = {look.index: _image_name(i) for i, look in enumerate(x for x in looks if x.problem is None)}
-        try:
-            for look in look_at(Looker(plan), indices[len(looks) :], count, say):
-                if look.png is None:
-                    unfinished.add(look.record())
-                else:
-                    names[look.index] = _image_name(len(names))
-                    unfinished.add(look.record(), names[look.index], look.png)
-                looks.append(dataclasses.replace(look, png=None))
-                if progress is not None:
-                    progress("packing", len(looks), len(indices))
-        except KeyboardInterrupt:
-            say(f"Stopped after {len(looks):,} of {len(indices):,} images; the same command goes on from there")
-            raise
-        scan = summarise(plan, looks, progress)
+        images, names = _pack_all(plan, unfinished, count, progress, say)
+        scan = summarise(plan, images, progress)
         for line in scan_lines(scan, f"{LABEL_FILE} of {dest}" if names and not strict else None):
             say(line)
         if not names:
             unfinished.discard()
             raise nothing_usable(opened, scan.skipped)
         if strict and scan.num_problems:
+            unfinished.discard()  # what could not be read today may be readable tomorrow
             raise GanError(
-                f"--strict: {len(scan.skipped)} images would be left out and {len(scan.label_problems)} rows of labels "
-                f"are wrong; {dest} was not made. Mend them, or leave out --strict to go on without them"
+                f"--strict: {scan.problems_in_words()}; {dest} was not made; mend them, or leave out --strict"
             )
         unfinished.finish({LABEL_FILE: _label_file(plan, names, scan)})
     assert plan.size is not None
@@ -129,43 +108,44 @@ def scan(
     source: str | Path | Source,
     folder: str | Path | None = None,
     *,
-    resolution: Size | None = None,
-    transform: str | None = None,
-    resize_filter: str = "lanczos",
-    channels: str = "auto",
-    background: str = "white",
-    labels: str | None = None,
-    max_images: int | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
     report: Report | None = None,
+    **options: Any,
 ) -> Scan:
     """Look at everything that `pack` would look at, and pack nothing.
 
-    With `folder` scan.json and scan.png, a sheet of images as they would be packed, are written there. Without a
+    With `folder` scan.json, and scan.png, a sheet of images as they would be packed, are written there. Without a
     resolution images may have any sizes. The other arguments are those of `pack`.
     """
-    options = PackOptions(resolution, transform, resize_filter, channels, background, labels, max_images)
-    opened = _opened(source, options)
+    settings, say = PackOptions(**options), report or _say_nothing
+    opened = _opened(source, settings)
     count = default_workers() if workers is None else workers
-    plan = make_plan(opened, options, count, any_size=True, progress=progress)
+    plan = make_plan(opened, settings, count, to_look=True, progress=progress)
     indices = list(plan.headers)
-    looks: list[Look] = []
-    shown: list[np.ndarray] = []
-    for look in look_at(Looker(plan, thumbnails_of=sample(indices, _SHEET_IMAGES)), indices, count, report):
-        if look.png is not None and folder is not None:
-            shown.append(np.asarray(Image.open(io.BytesIO(look.png))))
-        looks.append(dataclasses.replace(look, png=None))
+    shown = (
+        frozenset(indices[i * len(indices) // MAX_PICTURES] for i in range(MAX_PICTURES)) if indices else frozenset()
+    )
+    images: list[PackedImage] = []
+    thumbnails: list[np.ndarray] = []
+    for image in packed_images(ImagePacker(plan, thumbnails_of=shown), indices, count, say):
+        if image.png is not None and folder is not None:
+            thumbnails.append(np.asarray(Image.open(io.BytesIO(image.png))))
+        images.append(dataclasses.replace(image, png=None))
         if progress is not None:
-            progress("scanning", len(looks), len(indices))
-    found = summarise(plan, looks, progress)
-    if report is not None:
-        for line in scan_lines(found, SCAN_FILE):
-            report(line)
+            progress("scanning", len(images), len(indices))
+    found = summarise(plan, images, progress)
+    for line in scan_lines(found, SCAN_FILE if folder is not None else None):
+        say(line)
     if folder is not None:
-        write_text(Path(folder) / SCAN_FILE, json.dumps(dataclasses.asdict(found), indent=1) + "\n")
-        if shown:
-            write_png(Path(folder) / SHEET_FILE, contact_sheet(shown).transpose(2, 0, 1))
+        path = Path(folder) / SCAN_FILE
+        write_text(path, json.dumps(dataclasses.asdict(found), indent=1) + "\n")
+        say(f"Written: {path}")
+        path = Path(folder) / SHEET_FILE
+        path.unlink(missing_ok=True)  # of an earlier scan
+        if thumbnails:
+            write_png(path, contact_sheet(thumbnails).transpose(2, 0, 1))
+            say(f"Written: {path}, images as they would be packed")
     return found
 
 
@@ -192,6 +172,32 @@ def _opened(source: str | Path | Source, options: PackOptions, dest: str | Path 
     return opened
 
 
+def _pack_all(
+    plan: Plan, unfinished: Unfinished, workers: int, progress: Progress | None, say: Report
+) -> tuple[list[PackedImage], dict[int, str]]:
+    """Pack what an earlier run has not. What became of all images, and the names of those that were packed."""
+    indices = list(plan.headers)
+    images = [PackedImage.of(record) for record in unfinished.records]
+    if images:
+        say(f"Going on after {len(images):,} of {len(indices):,} images, which an earlier run has packed")
+    usable = (image.index for image in images if image.problem is None)
+    names = {index: _image_name(number) for number, index in enumerate(usable)}
+    try:
+        for image in packed_images(ImagePacker(plan), indices[len(images) :], workers, say):
+            if image.png is None:
+                unfinished.add(image.record())
+            else:
+                names[image.index] = _image_name(len(names))
+                unfinished.add(image.record(), names[image.index], image.png)
+            images.append(dataclasses.replace(image, png=None))
+            if progress is not None:
+                progress("packing", len(images), len(indices))
+    except KeyboardInterrupt:
+        say(f"Stopped after {len(images):,} of {len(indices):,} images; the same command goes on from there")
+        raise
+    return images, names
+
+
 def _image_name(number: int) -> str:
     digits = f"{number:08d}"
     return f"{digits[:5]}/img{digits}.png"
@@ -205,4 +211,9 @@ def _label_file(plan: Plan, names: dict[int, str], scan: Scan) -> bytes:
         if plan.labels.class_names is not None:
             content["class_names"] = plan.labels.class_names
     content["skipped"] = scan.skipped
+    if scan.label_problems:
+        content["label_problems"] = scan.label_problems
     return json.dumps(content).encode()
+
+
+def _say_nothing(line: str) -> None: ...

@@ -6,7 +6,7 @@ import zipfile
 
 from PIL import Image, UnidentifiedImageError
 
-from gan.errors import GanError
+from gan.errors import GanError, one_line
 
 
 def reason(error: Exception) -> str:
@@ -25,4 +25,4 @@ def reason(error: Exception) -> str:
         return error.strerror.lower()
     if isinstance(error, MemoryError):
         return "too large for the memory of this machine"
-    return f"cannot be decoded ({' '.join(str(error).split())[:120] or type(error).__name__})"
+    return f"cannot be decoded ({one_line(error)})"

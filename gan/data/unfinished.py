@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import threading
@@ -16,13 +15,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gan.data.journal import Journal, encoded
 from gan.errors import GanError
 from gan.files import explain_os_error, flush, publish
 
 # Zip entries carry a time; one that never changes makes equal input give equal bytes. It is the oldest a zip can hold.
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
-FORMAT = 1  # of the journal
+FORMAT = 1  # of what the journal says
 _NOTE_EVERY = 1.0  # seconds, or
 _NOTES = 100  # files, after which what was done is noted
 _SYNC_EVERY = 10.0  # seconds: what a power failure may cost
@@ -54,7 +54,7 @@ class Unfinished(ABC):
         dest: replaced in the end only: a file, or a folder that is empty or not there.
         key: whatever makes what is added what it is. What was left behind under another key is not continued.
 
-    Raises GanError if another process makes the same dataset now, or if it cannot be written, here and in all methods.
+    Raises GanError if the same dataset is being made already, or if it cannot be written, here and in all methods.
     """
 
     records: list[dict[str, Any]]
@@ -76,7 +76,7 @@ class Unfinished(ABC):
         with self._explained():
             dest.parent.mkdir(parents=True, exist_ok=True)
             self._path = dest.parent / _hidden_name(dest, ".unfinished")
-            self._journal = _Journal(dest.parent / _hidden_name(dest, ".unfinished.journal"), dest)
+            self._journal = Journal(dest.parent / _hidden_name(dest, ".unfinished.journal"), dest)
             self.unlocked = self._journal.unlocked
             try:
                 self._recover(key)
@@ -92,7 +92,7 @@ class Unfinished(ABC):
             if name is not None and data is not None:
                 entry = self._write(name, data)
                 self._entries.append(entry)
-            self._lines.append(_line([entry, record]))
+            self._lines.append(encoded([entry, record]))
             if len(self._lines) >= _NOTES or time.monotonic() - self._noted >= _NOTE_EVERY:
                 self._note()
 
@@ -124,7 +124,7 @@ class Unfinished(ABC):
         with contextlib.suppress(OSError):
             self._wait_for_sync()
         self._release()
-        with self._explained():
+        with self._explained(), contextlib.closing(self._journal):
             self._remove()
             self._journal.remove()
 
@@ -170,19 +170,18 @@ class Unfinished(ABC):
         lines = self._journal.lines()
         first, end = next(lines, (None, 0))
         if first != head:
-            if first is not None:
-                self._start_over("it was begun with other images, other settings or another version")
-            elif left:
-                self._start_over("its journal is damaged")
+            if left:  # otherwise nothing is lost: such as after a kill when all was done but for removing the journal
+                other = "it was begun with other images, other settings or another version"
+                self._start_over("its journal is damaged" if first is None else other)
             self._journal.cut(0)
             self._cut()
-            self._journal.write(_line(head))
+            self._journal.write(encoded(head))
             return
         for (fields, record), behind in lines:
             if fields is not None:
                 entry = Entry(*fields)
                 if not self._holds(entry):
-                    if left and not self.records:  # otherwise it was killed when all was done but for the journal
+                    if left and not self.records:
                         self._start_over("it is damaged")
                     break
                 self._entries.append(entry)
@@ -335,96 +334,6 @@ class UnfinishedFolder(Unfinished):
 
     def _remove(self) -> None:
         shutil.rmtree(self._path)
-
-
-class _Journal:
-    """Lines of JSON, each behind its own CRC32, locked while it is open.
-
-    The lock is one of the process: whatever ends it ends the lock, and processes that it forks hold no part of it. It
-    ends with the first descriptor of the file that the process closes, so that there is only this one.
-    """
-
-    def __init__(self, path: Path, dest: Path) -> None:
-        self._path = path
-        while True:
-            path.touch()
-            self._file = open(path, "r+b")  # noqa: SIM115
-            try:
-                self.unlocked = self._lock(dest)
-                if self.unlocked is not None or self._is_there():
-                    return
-            except BaseException:
-                self._file.close()
-                raise
-            self._file.close()  # the process that held it has finished and removed it
-
-    def lines(self) -> Iterator[tuple[Any, int]]:
-        """What is in the lines before the first one that is torn, each with the position behind it."""
-        self._file.seek(0)
-        end = 0
-        for line in self._file:
-            content = _content(line)
-            if content is None:
-                return
-            end += len(line)
-            yield content, end
-
-    def cut(self, end: int) -> None:
-        self._file.seek(end)
-        self._file.truncate()
-
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._file.flush()
-
-    def sync(self) -> None:
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-    def remove(self) -> None:
-        if os.name == "posix":
-            self._path.unlink(missing_ok=True)  # while it is locked
-            self.close()
-        else:
-            self.close()  # no open file can be removed
-            self._path.unlink(missing_ok=True)
-
-    def _is_there(self) -> bool:
-        try:
-            return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
-        except FileNotFoundError:
-            return False
-
-    def _lock(self, dest: Path) -> str | None:
-        """Lock it; a line if that cannot be done."""
-        try:
-            import fcntl
-
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            problem = "this system has no such locks"
-        except (BlockingIOError, PermissionError) as error:
-            message = f"{dest}: is being made by another process; wait for it, or choose another name"
-            raise GanError(message) from error
-        except OSError as error:
-            problem = error.strerror or str(error)
-        else:
-            return None
-        return f"{dest}: cannot be locked ({problem}); take care that no other process makes it"
-
-
-def _line(content: Any) -> bytes:
-    text = json.dumps(content, separators=(",", ":")).encode()
-    return b"%08x %s\n" % (zlib.crc32(text), text)
-
-
-def _content(line: bytes) -> Any:
-    """None: the line is torn."""
-    checksum, _, text = line.rpartition(b"\n")[0].partition(b" ")
-    return json.loads(text) if text and checksum == b"%08x" % zlib.crc32(text) else None
 
 
 def _zip_info(entry: Entry) -> zipfile.ZipInfo:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from gan.errors import GanError
+from gan.image_size import IMAGE_KINDS
 from gan.models.snapshot import Snapshot
 from gan.networks import Generator, height_width
 
 _NAMED = 8  # misfits that an error spells out
-_CHANNELS = {1: "grey", 3: "rgb", 4: "rgba"}  # as dataset_tool.py calls them
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _remedies(stored: torch.nn.Module, target: torch.nn.Module) -> dict[str, str
         "img_resolution": f"its images are {width}x{height}: use a dataset of --width={width} --height={height}",
         "img_channels": (
             f"its images have {channels} channel{'s' * (channels != 1)}, the dataset {ours.get('img_channels')}"
-            + (f": use a dataset of --channels={_CHANNELS[channels]}" if channels in _CHANNELS else "")
+            + (f": use a dataset of --channels={IMAGE_KINDS[channels].lower()}" if channels in IMAGE_KINDS else "")
         ),
         "c_dim": (
             f"it was trained on labels of {labels} numbers: use --cond=1 and a dataset with such labels"

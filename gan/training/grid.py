@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from gan.data.dataset import ImageDataset
-from gan.data.label_rows import VECTORS
+from gan.data.dataset_labels import VECTORS
 from gan.files import write_png
 from gan.latent.sampling import quantize, tile
 from gan.networks import Generator, prepare_weights

@@ -9,11 +9,10 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 from gan.config import TrainConfig
 from gan.errors import GanError
-from gan.files import explain_os_error, write_text
+from gan.files import Locked, explain_os_error, lock, write_text
 
 OPTIONS_FILE = "training_options.json"
 _LOCK_FILE = "run.lock"
@@ -88,8 +87,7 @@ def resume_command(run_dir: Path, *options: str) -> str:
 def locked(run_dir: Path, report: Callable[[str], None]) -> Iterator[None]:
     """While open, no other process trains in this folder. Raises GanError if one does.
 
-    A lock of the process: whatever ends it, kill -9 included, ends the lock, and processes that it forked hold no part.
-    `report` takes a line where that cannot be.
+    Whatever ends this process ends the lock (`gan.files.lock`). `report` takes a line where there cannot be any.
     """
     path = run_dir / _LOCK_FILE
     try:
@@ -97,27 +95,15 @@ def locked(run_dir: Path, report: Callable[[str], None]) -> Iterator[None]:
     except OSError as error:
         raise explain_os_error(error, path) from error
     with file:
-        problem = _lock(file, run_dir)
+        try:
+            problem = lock(file)
+        except Locked as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise GanError(f"{run_dir}: is being trained by {holder}; stop that one first, or wait for it") from error
         if problem is not None:
             report(f"Run:       {run_dir} cannot be locked ({problem}): take care that no other process trains there")
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
             os.truncate(file.fileno(), 0)
             os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}\n".encode())
         yield
-
-
-def _lock(file: TextIO, run_dir: Path) -> str | None:
-    """Lock it; what keeps that from being done, or None."""
-    try:
-        import fcntl
-    except ImportError:
-        return "this system has no such locks"
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        raise GanError(f"{run_dir}: is being trained by {holder}; stop that one first, or wait for it") from error
-    except OSError as error:
-        return error.strerror or str(error)
-    return None

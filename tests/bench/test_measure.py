@@ -100,6 +100,6 @@ def test_without_time_one_step_is_taken_and_the_rest_named(tmp_path: Path) -> No
 
 
 def test_random_images_are_packed_like_others(tmp_path: Path) -> None:
-    dataset = random_dataset(tmp_path / "random.zip", 64, mirror=True)
+    dataset = random_dataset(tmp_path / "random.zip", (64, 64), mirror=True)
     assert dataset.image_shape == (3, 64, 64)
-    assert len(dataset) == 2 * count_at(64)
+    assert len(dataset) == 2 * count_at((64, 64))

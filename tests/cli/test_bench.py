@@ -48,7 +48,7 @@ def test_the_command_line_is_frozen() -> None:
 
 
 def test_json_is_one_object_whose_figures_agree() -> None:
-    result = run("--resolution", 16, *TINY, "--quick", "--json")
+    result = run("--resolution", "24x16", *TINY, "--quick", "--json")
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
     assert set(printed) == {
@@ -56,7 +56,7 @@ def test_json_is_one_object_whose_figures_agree() -> None:
         *("data_wait_ms", "other_ms", "ceiling", "memory", "plain", "ratio", "advice", "seconds"),
     }
     assert printed["options"]["p"] == 0.2
-    assert (printed["options"]["width"], printed["options"]["height"]) == (16, 16)
+    assert (printed["options"]["width"], printed["options"]["height"]) == (24, 16)
     step = printed["step_ms"]["median"]
     assert printed["sec_per_kimg"] == pytest.approx(step / 8)
     assert printed["images_per_second"] == pytest.approx(8000 / step)
@@ -73,6 +73,7 @@ def test_json_is_one_object_whose_figures_agree() -> None:
 def test_the_table_beside_the_plain_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def known(config: Any, dataset: Any, *, against_plain: bool, report: Any, **settings: Any) -> Any:
         assert against_plain
+        assert (config.data.width, config.data.height) == (16, 16)
         assert (settings["firm"], settings["periods"]) == (False, 7)
         report("Computing: with something")
         report("Cache:     of random images is nobody's business")
@@ -100,12 +101,12 @@ def test_the_table_beside_the_plain_step(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_every_problem_is_listed_at_once() -> None:
     result = run(
-        "--resolution", 48, "--p", 3, "--batch", "x", "--cond", "--against", "fast", "--bach", 2, "--gamma", -1
+        "--resolution", 100, "--p", 3, "--batch", "x", "--cond", "--against", "fast", "--bach", 2, "--gamma", -1
     )
     assert result.exit_code == 2
     listed = "\n".join(problems(result))
     for part in (
-        "--resolution 48: must be a power of two from 8 to 2048; try 32",
+        "--resolution 100x100: training needs a small size doubled some times, no side beyond 2048; try 96x96",
         "--p 3.0: must be from 0 to 1",
         "--batch x: is not a valid integer",
         "--cond: random images have no labels; add --data DATASET",
@@ -128,7 +129,9 @@ def test_every_problem_is_listed_at_once() -> None:
         (["--device", "cpu", "--cuda-graphs", "on"], "--cuda-graphs on: cpu has none; leave it out"),
         (["--cbase", 8], "--cbase 8: leaves no channels at 64x64"),
         (["--cond", "--data", "TINY"], "has no labels"),
-        (["--resolution", -3], "--resolution -3: must be a power of two"),
+        (["--resolution", -3], "--resolution -3: is neither a number nor a width and a height; write it like 256"),
+        (["--resolution", 0], "--resolution 0x0: training needs a small size doubled some times"),
+        (["--resolution", "4096x2048"], "no side beyond 2048; try 2048x2048"),
     ],
 )
 def test_a_bad_setting_is_one_clear_line(arguments: list[object], problem: str, tiny_dataset: Path) -> None:

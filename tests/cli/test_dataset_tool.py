@@ -35,7 +35,7 @@ def test_the_demo_is_packed_and_the_next_command_named(run, tmp_path):
         "demo: 20 images, 20 usable",
         "  sizes       64x64 (20)",
         "  modes       RGB (20)",
-        f"Packed 20 RGB images of 64x64 into my demo.zip ({(tmp_path / 'my demo.zip').stat().st_size / 1e6:.1f} MB)",
+        f"Packed 20 images of 64x64 RGB into my demo.zip ({(tmp_path / 'my demo.zip').stat().st_size / 1e6:.1f} MB)",
         "Next: python train.py --data 'my demo.zip'",
     ]
 
@@ -47,7 +47,7 @@ def test_size_transform_and_filter_reach_the_images(run, tmp_path, size):
         "--max-images", 2,
     )  # fmt: skip
     assert code == 0
-    assert "Packed 2 RGB images of 32x32 into d (" in out
+    assert "Packed 2 images of 32x32 RGB into d (" in out
     with Image.open(tmp_path / "d" / "00000" / "img00000001.png") as image:
         assert image.size == (32, 32)
 
@@ -58,26 +58,29 @@ def test_skipped_files_are_named_up_to_a_hundred(run, tmp_path):
     for number in range(105):
         (tmp_path / "in" / f"bad{number:03d}.png").write_text("x")
     (tmp_path / "in" / "IMG_1.HEIC").write_text("x")
+    (tmp_path / "in" / "notes.txt").write_text("x")
     (tmp_path / "in" / "dataset.json").write_text('{"labels": [["good.png", 2]]}')
     code, out, _ = run("--source", "in", "--dest", "out.zip")
     assert code == 0
     lines = out.splitlines()
-    assert lines[0] == "in: 106 images, 1 usable"
-    assert "  labels      1 class from dataset.json: 2 (1)" in lines
-    assert "  LEFT OUT    105 images:" in lines
-    assert "    bad099.png: not an image, or damaged at its start" in lines
-    assert "bad100" not in out
-    assert "    and 5 more, all of them in dataset.json of out.zip" in lines
-    assert "  ignored     1 file that is no image (1 x .heic)" in lines
-    assert lines[-2].startswith("Packed 1 grey image of 8x8 into out.zip")
+    assert lines[0] == "in: 107 images, 1 usable"
+    assert "  labels      3 classes from dataset.json: 0 (0), 1 (0), 2 (1)" in lines
+    assert "              2 classes of these without an image" in lines
+    assert "  LEFT OUT    106 images:" in lines
+    assert any(line.startswith("    IMG_1.HEIC: kind not read") for line in lines)
+    assert "    bad098.png: not an image, or damaged at its start" in lines
+    assert "bad099" not in out
+    assert "    and 6 more, all of them in dataset.json of out.zip" in lines
+    assert "  ignored     1 file that is no image (1 x .txt)" in lines
+    assert lines[-2].startswith("Packed 1 image of 8x8 grey into out.zip")
     assert lines[-1] == "Next: python train.py --data out.zip  (add --cond to train on its labels)"
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
-        assert len(json.loads(archive.read("dataset.json"))["skipped"]) == 105
+        assert len(json.loads(archive.read("dataset.json"))["skipped"]) == 106
 
     code, out, err = run("--source", "in", "--dest", "strict.zip", "--strict")
     assert code == 1
     assert "bad104.png" in out  # there is no file to look them up in
-    assert err.startswith("error: --strict: 105 images would be left out")
+    assert err.startswith("error: --strict: 106 images would be left out")
     assert not (tmp_path / "strict.zip").exists()
 
 
@@ -105,9 +108,28 @@ def test_a_scan_packs_nothing_and_shows_what_would_be_packed(run, tmp_path):
     with Image.open(tmp_path / "scan.png") as sheet:
         assert sheet.width > 64
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "scan.json", "scan.png"]
-    assert run("--source", "in", "--scan-only", "--strict")[0] == 1
+    assert out.splitlines()[-2:] == ["Written: scan.json", "Written: scan.png, images as they would be packed"]
+    code, _, err = run("--source", "in", "--scan-only", "--strict")
+    assert (code, err) == (1, "error: --strict: 1 image would be left out, 0 bad labels, see above\n")
     assert run("--source", "in", "--scan-only", "--dest", "there")[0] == 0  # of any size
     assert sorted(path.name for path in (tmp_path / "there").iterdir()) == ["scan.json", "scan.png"]
+
+
+def test_a_scan_of_nothing_usable_says_so_and_lists_it(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_text("x")
+    code, out, err = run("--source", "in", "--scan-only")
+    assert code == 1
+    assert "none of its 1 images can be used" in err
+    assert json.loads((tmp_path / "scan.json").read_text())["skipped"] == [
+        ["a.png", out.splitlines()[2].split(": ")[1]]
+    ]
+    assert "scan.png" not in out
+    code, _, err = run(
+        "--source", "in", "--scan-only", "--dest", "there.zip", "--channels", "cmyk", "--labels", "no.csv"
+    )
+    assert code == 2
+    assert [line.split()[1] for line in err.splitlines()] == ["--channels", "--dest", "--labels"]
 
 
 def test_all_problems_of_a_command_line_are_told_at_once(run, tmp_path):
@@ -183,3 +205,18 @@ def test_names_that_are_no_text_can_be_shown(run, tmp_path):
     code, out, _ = run("--source", "in", "--dest", "out.zip")
     assert code == 0
     assert "    ??.png: not an image" in out
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no such device")
+@pytest.mark.parametrize("where", ["full", "latin"])
+def test_a_report_that_cannot_be_printed_costs_no_work(tmp_path, where):
+    (tmp_path / "in").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "in" / "good.png")
+    (tmp_path / "in" / "\u732b.png").write_text("x")
+    command = [sys.executable, str(ROOT / "dataset_tool.py"), "--source", "in", "--dest", "out.zip"]
+    with open("/dev/full" if where == "full" else tmp_path / "said", "w") as out:
+        environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+        result = subprocess.run(command, cwd=tmp_path, stdout=out, stderr=subprocess.PIPE, env=environment, check=False)
+    assert b"Traceback" not in result.stderr
+    assert len(zipfile.ZipFile(tmp_path / "out.zip").namelist()) == 2
+    assert where == "full" or "    ?.png: not an image" in (tmp_path / "said").read_text()

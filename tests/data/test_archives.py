@@ -2,7 +2,6 @@ import builtins
 import bz2
 import gzip
 import io
-import json
 import lzma
 import os
 import pickle
@@ -13,41 +12,24 @@ import time
 
 import numpy as np
 import pytest
+from checks import in_child, refusal
+from pictures import encoded, noise
 from PIL import Image
 
 from gan.data.label_files import choose_labels
-from gan.data.plain_pickle import load_plain
 from gan.data.sources import Header, open_source
+from gan.data.sources.plain_pickle import load_plain
 from gan.errors import GanError
 
 CLASSES = ["airplane", "automobile", "bird"]
 
 
 def refused(path, *said):
-    with pytest.raises(GanError) as caught:
-        open_source(str(path))
-    text = str(caught.value)
+    text = refusal(open_source, str(path))
     assert text.startswith(f"--source {path}: ")
-    assert "\n" not in text
     for part in said:
         assert part in text
     return text
-
-
-def in_child(function):
-    """What a forked process makes of it, by way of JSON."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.write(write, json.dumps(function()).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    with open(read, "rb") as file:
-        data = file.read()
-    os.waitpid(pid, 0)
-    return json.loads(data)
 
 
 # CIFAR
@@ -72,7 +54,7 @@ def python2_pickle(images, labels):
 
 
 def batch(number, count=4):
-    images = np.random.default_rng(number).integers(0, 256, (count, 3072), dtype=np.uint8)
+    images = noise(count, 3072, seed=number)
     return images, [(number + row) % 3 for row in range(count)]
 
 
@@ -102,6 +84,7 @@ def test_cifar_is_read_batch_by_batch_whatever_it_is_called(tmp_path, name, mode
     assert source.names == sorted(source.names)
     assert source.ignored == ["cifar-10-batches-py/readme.html"]
     assert source.notes == ["cifar-10-batches-py/test_batch is left out: its images are for testing"]
+    assert source.lost == []
     images, labels = batch(2)
     picture = source.read(5)
     assert (picture.mode, picture.size) == ("RGB", (32, 32))
@@ -132,6 +115,7 @@ def test_cifar_100_has_fine_labels(tmp_path):
     assert [source.own_labels.by_name[name] for name in source.names] == labels
     assert source.own_labels.class_names == CLASSES
     assert source.notes == ["cifar-100-python/test is left out: its images are for testing"]
+    assert source.lost == []
 
 
 def test_a_missing_batch_is_said(tmp_path):
@@ -139,7 +123,7 @@ def test_a_missing_batch_is_said(tmp_path):
     del members["cifar-10-batches-py/data_batch_3"]
     source = open_source(str(tar_of(tmp_path / "c.tar.gz", members)))
     assert len(source) == 16
-    assert any("data_batch_3" in note for note in source.notes)
+    assert source.lost == [("data_batch_3", "not in the archive; download it again for all images")]
 
 
 class Runs:
@@ -214,9 +198,8 @@ def test_a_truncated_cifar_archive_says_so(tmp_path):
 
 
 def test_other_archives_are_to_be_unpacked_first(tmp_path):
-    photo = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(photo, "PNG")
-    many = {f"photos/{number}.png": photo.getvalue() for number in range(150)}
+    photo = encoded(Image.new("RGB", (8, 8)))
+    many = {f"photos/{number}.png": photo for number in range(150)}
     refused(
         tar_of(tmp_path / "photos.tar.gz", many), "is a tar archive without the batches of CIFAR", "unpack it first"
     )
@@ -235,7 +218,7 @@ def test_other_archives_are_to_be_unpacked_first(tmp_path):
 
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
 def test_an_archive_that_unpacks_to_far_too_much_is_left_after_a_while(tmp_path, monkeypatch, compress):
-    monkeypatch.setattr("gan.data.archives.MAX_TAR", 3_000_000)
+    monkeypatch.setattr("gan.data.sources.cifar.MAX_TAR", 3_000_000)
     header = tarfile.TarInfo("photos/a.png")
     header.size = 8_000_000
     (tmp_path / "bomb.tar.x").write_bytes(compress(header.tobuf() + bytes(8_000_000)))
@@ -254,7 +237,7 @@ def idx(array, kind=8):
 
 
 def digits(count=5, size=(28, 28)):
-    return np.random.default_rng(0).integers(0, 256, (count, *size), dtype=np.uint8)
+    return noise(count, *size)
 
 
 @pytest.mark.parametrize(

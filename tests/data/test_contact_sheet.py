@@ -1,11 +1,8 @@
 import numpy as np
 import pytest
+from pictures import noise
 
 from gan.data.contact_sheet import CHECKER, CHECKER_COLOURS, GAP, GAP_COLOUR, MAX_PICTURES, MAX_SIDE, contact_sheet
-
-
-def noise(*shape):
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def test_pictures_stand_in_rows_with_gaps_between():

@@ -22,8 +22,9 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from pictures import noise
 
-from gan.data import cache_file, loader, workers
+from gan.data import cache_file, decode_workers, loader
 from gan.data.dataset import ImageDataset
 from gan.data.loader import BatchStream
 from gan.data.sampler import epoch_order
@@ -31,7 +32,7 @@ from gan.errors import GanError
 
 N, BATCH, SIZE = 24, 2, 32
 EPOCH = N // BATCH  # batches
-PIXELS = np.random.default_rng(0).integers(0, 256, (N, SIZE, SIZE, 3), dtype=np.uint8)
+PIXELS = noise(N, SIZE, SIZE, 3)
 NAMES = [f"{i:02d}.png" for i in range(N)]
 LAST = NAMES[epoch_order(N, 0, 0)[-1]]  # due in the last batch of the first epoch
 
@@ -364,7 +365,7 @@ class TestWorkers:
         stream.close()
 
     def test_one_that_hangs_is_given_up(self, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(workers, "SILENCE", 1)
+        monkeypatch.setattr(decode_workers, "SILENCE", 1)
         said: list[str] = []
         stream = opened(data, said)
         hung = stream.worker_pids[0]

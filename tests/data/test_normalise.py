@@ -6,16 +6,13 @@ import zlib
 import numpy as np
 import profiles
 import pytest
+from pictures import noise, turned
 from PIL import Image
 
 from gan.data import normalise
 from gan.data.normalise import has_alpha, is_grey, profile_problem, to_8bit, upright_size
 
 OPTIONS = {"webp": {"lossless": True}}
-
-
-def noise(height, width):
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def as_8bit(image, mode):
@@ -53,6 +50,33 @@ def test_more_than_8_bits_are_scaled_to_8():
             to_8bit(Image.fromarray(bad.astype(np.float32)), "L")
 
 
+def as_file(data, kind):
+    file = io.BytesIO()
+    Image.fromarray(data).save(file, kind)
+    return Image.open(file)
+
+
+def test_a_tiff_of_32_bit_integers_may_hold_8_bits():
+    for values, expected in (([0, 9, 200], [0, 9, 200]), ([0, 257, 65535], [0, 1, 255])):
+        image = as_file(np.array([values], dtype=np.int32), "TIFF")
+        assert image.mode == "I"
+        assert as_8bit(image, "L").tolist() == [expected]
+    # Of 16 bits it is known what is white: a dark image stays dark, whatever mode Pillow has for it.
+    dark = np.array([[0, 9, 200]])
+    pgm = Image.open(io.BytesIO(b"P5 3 1 65535\n" + dark.astype(">u2").tobytes()))
+    assert pgm.mode == "I"
+    for image in (as_file(dark.astype(np.uint16), "TIFF"), png_of_16_bits(dark, 0), pgm):
+        assert as_8bit(image, "L").tolist() == [[0, 0, 1]]
+    signed = as_file(dark.astype(np.uint16), "TIFF")
+    data = bytearray(signed.fp.getvalue())
+    signed_entry = struct.pack("<HHIHH", 339, 3, 1, 2, 0)  # SampleFormat: signed
+    bits_entry = data.index(struct.pack("<HHI", 284, 3, 1))  # PlanarConfiguration, which is not needed
+    data[bits_entry : bits_entry + 12] = signed_entry
+    image = Image.open(io.BytesIO(bytes(data)))
+    assert image.mode == "I"
+    assert as_8bit(image, "L").tolist() == [[0, 0, 1]]
+
+
 def test_other_colour_spaces_become_rgb():
     assert as_8bit(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "RGB").tolist() == [[[255, 0, 0]]]
     palette = Image.new("P", (1, 1), 1)
@@ -70,7 +94,7 @@ def test_which_modes_are_grey():
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_images_are_turned_upright(tmp_path, suffix, orientation):
-    upright = noise(4, 6)
+    upright = noise(4, 6, 3)
     # What a camera stores for the upright picture, written out from the EXIF standard's table.
     stored = {
         1: upright,
@@ -82,10 +106,8 @@ def test_images_are_turned_upright(tmp_path, suffix, orientation):
         7: upright.swapaxes(0, 1)[::-1, ::-1],
         8: upright.swapaxes(0, 1)[:, ::-1],
     }[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
     path = tmp_path / f"a.{suffix}"
-    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **OPTIONS.get(suffix, {}))
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=turned(orientation), **OPTIONS.get(suffix, {}))
     with Image.open(path) as image:
         assert (as_8bit(image, "RGB") == upright).all()
 
@@ -98,9 +120,7 @@ def test_damaged_metadata_does_not_lose_the_picture(tmp_path):
 
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_the_upright_size_is_known_before_decoding(tmp_path, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", exif=exif)
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", exif=turned(orientation))
     with Image.open(tmp_path / "a.jpg") as image:
         assert upright_size(image) == ((4, 6) if orientation == 6 else (6, 4))
         assert to_8bit(image, "RGB").size == upright_size(image)
@@ -215,7 +235,7 @@ def test_the_first_picture_of_several(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "tif", "bmp"])
 def test_truncated_files_raise(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
-    Image.fromarray(noise(64, 64)).save(path)
+    Image.fromarray(noise(64, 64, 3)).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises((OSError, SyntaxError, ValueError)), Image.open(path) as image:
         to_8bit(image, "RGB")
@@ -277,14 +297,14 @@ def test_srgb_itself_changes_nothing():
     from PIL import ImageCms
 
     image = with_profile(
-        Image.fromarray(noise(4, 6)), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        Image.fromarray(noise(4, 6, 3)), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     )
     assert to_8bit(image, "RGB") is image
     assert profile_problem(image) is None
 
 
 def test_profiles_that_cannot_be_used_are_ignored_and_known(monkeypatch):
-    pixels = noise(4, 6)
+    pixels = noise(4, 6, 3)
     swapped = profiles.rgb(2.2, swapped=True)
     for profile in (b"junk", swapped[:300], profiles.grey(1), profiles.cmyk()):
         image = with_profile(Image.fromarray(pixels), profile)

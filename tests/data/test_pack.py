@@ -1,9 +1,11 @@
+import errno
 import io
 import json
 import zipfile
 
 import numpy as np
 import pytest
+from pictures import encoded, noise, turned
 from PIL import Image
 
 from gan.data import pack
@@ -11,21 +13,13 @@ from gan.data.pack_options import PackOptions, dest_problems
 from gan.data.sources import DemoSource, open_source
 from gan.errors import GanError, UsageError
 
-NOISE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-
-
-def encoded(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
+NOISE = noise(16, 16, 3)
 
 
 def rotated_jpeg():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # held sideways: the left edge of what is stored is the top of the picture
     stored = np.zeros((16, 32, 3), dtype=np.uint8)
     stored[:, :16] = 255
-    return encoded(Image.fromarray(stored), "JPEG", quality=95, exif=exif)
+    return encoded(Image.fromarray(stored), "JPEG", quality=95, exif=turned(6))
 
 
 def palette_gif():
@@ -166,6 +160,15 @@ def test_transparency_lies_on_the_background(tmp_path, folder):
     assert (images_of(tmp_path / "a.zip")[0] == [255, 128, 0]).all()
 
 
+@pytest.mark.parametrize(
+    ("transform", "background", "channels"), [(None, "red", 3), (None, "grey", 1), ("fit", "red", 3)]
+)
+def test_grey_images_become_rgb_where_a_colour_will_show(tmp_path, folder, transform, background, channels):
+    source = folder({"a.png": GOOD["grey-alpha.png" if transform is None else "16bit.png"]})
+    summary = pack(source, tmp_path / "a.zip", resolution=[32, 16], transform=transform, background=background)
+    assert summary.channels == channels
+
+
 def test_transparency_and_damaged_profiles_are_mentioned(tmp_path, folder):
     files = {"a.png": GOOD["grey-alpha.png"], "b.png": encoded(Image.fromarray(NOISE), "PNG", icc_profile=b"x" * 200)}
     lines = []
@@ -297,13 +300,13 @@ def test_labels_come_from_a_table(tmp_path, folder):
 
 
 def test_labels_that_contradict_each_other_are_named(tmp_path, folder):
-    noise = {f"{name}.png": encoded(Image.effect_noise((64, 64), 90), "PNG") for name in ("cat/1", "cat/2", "dog/3")}
-    source = folder(noise | {"dog/same.png": noise["cat/1.png"], "cat/same.png": noise["cat/2.png"]})
+    photos = {f"{name}.png": encoded(Image.effect_noise((64, 64), 90), "PNG") for name in ("cat/1", "cat/2", "dog/3")}
+    source = folder(photos | {"dog/same.png": photos["cat/1.png"], "cat/same.png": photos["cat/2.png"]})
     lines = []
     found = pack(source, tmp_path / "a.zip", labels="folders", report=lines.append).scan
     assert found.exact_duplicates == [["cat/1.png", "dog/same.png"], ["cat/2.png", "cat/same.png"]]
     assert found.label_conflicts == [["cat/1.png", "dog/same.png"]]
-    assert "  labels      differ between images that look alike, kept: cat/1.png = dog/same.png" in lines
+    assert "  conflicts   labels differ between images that look alike, kept: cat/1.png = dog/same.png" in lines
 
 
 def test_strict_writes_nothing_if_anything_is_wrong(tmp_path, folder):
@@ -381,6 +384,8 @@ def test_all_wrong_settings_are_told_at_once(tmp_path):
         ((64, 100), "center-crop-wide", "a width of at least the height"),
         ((50, 30), "center-crop-wide", "try --resolution 48x28"),
         ((64, 64), "squash", "--transform squash: is not one of none, stretch"),
+        (64, None, "--resolution 64: is not a width and a height"),
+        ([64.0, 64], None, "is not a width and a height"),
     ],
 )
 def test_a_size_that_cannot_be_trained_on_is_refused(resolution, transform, said):
@@ -388,12 +393,15 @@ def test_a_size_that_cannot_be_trained_on_is_refused(resolution, transform, said
         raise UsageError(PackOptions(resolution=resolution, transform=transform).problems())
 
 
-def test_a_dest_that_would_lose_something_is_refused(tmp_path):
+def test_a_dest_that_would_lose_something_is_refused(tmp_path, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").write_text("x")
     (tmp_path / "folder.zip").mkdir()
     (tmp_path / "file").write_text("x")
+    (tmp_path / "photos").mkdir()
     pack(DemoSource(count=1), tmp_path / "in.zip")
+    with zipfile.ZipFile(tmp_path / "originals.zip", "w") as archive:
+        archive.writestr("IMG_1.JPG", JPEG)
     for dest, said in {
         "full": "not empty",
         "folder.zip": "is a folder",
@@ -401,11 +409,16 @@ def test_a_dest_that_would_lose_something_is_refused(tmp_path):
         "in.zip": "is the --source itself",
         "file/below/a.zip": "is a file, not a folder",
         "a.tar": "only .zip files and folders",
+        "originals.zip": "is there, and no dataset",
     }.items():
         (problem,) = dest_problems(str(tmp_path / "in.zip"), tmp_path / dest)
         assert said in problem
         with pytest.raises(UsageError):
             pack(open_source(str(tmp_path / "in.zip")), tmp_path / dest)
+    assert "inside of the --source" in dest_problems(str(tmp_path / "photos"), tmp_path / "photos" / "packed")[0]
+    assert dest_problems(str(tmp_path / "photos"), tmp_path / "photos" / "packed.zip") == []
+    monkeypatch.chdir(tmp_path / "photos")
+    assert "the current folder" in dest_problems("demo", ".")[0]
     assert dest_problems("demo", tmp_path / "new" / "sub" / "a.zip") == []
 
 
@@ -450,3 +463,38 @@ def test_what_an_earlier_run_packed_differently_is_not_used(tmp_path, folder):
     assert not any(line.startswith("Going on") for line in lines)
     assert {image.shape for image in images_of(tmp_path / "a.zip")} == {(16, 16, 3)}
     assert everything_below(tmp_path) == sorted(["a.zip", "photos", *(f"photos/{name}" for name in GOOD)])
+
+
+class Faulty(DemoSource):
+    """Drawn images, some of which cannot be read at first."""
+
+    def __init__(self, marks, error, path="demo"):
+        super().__init__(count=6, size=8)
+        self.marks, self.error, self.name = marks, error, str(path)
+
+    def read(self, index):
+        if index in (2, 3) and not (self.marks / str(index)).exists():
+            (self.marks / str(index)).touch()
+            raise self.error
+        return super().read(index)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_what_the_machine_lacks_for_a_moment_costs_no_image(tmp_path, error):
+    summary = pack(Faulty(tmp_path, error), tmp_path / "a.zip", workers=2)
+    assert (summary.num_images, summary.skipped) == (6, [])
+    assert [(tmp_path / name).exists() for name in "23"] == [True, True]
+
+
+def test_a_source_that_is_gone_ends_the_work_and_is_not_taken_for_bad_images(tmp_path, folder):
+    def take_away(stage, done, total):
+        if (stage, done) == ("packing", 5):
+            (tmp_path / "photos").rename(tmp_path / "elsewhere")
+
+    source = folder({f"{i:02d}.png": GOOD["rgb.png"] for i in range(60)})
+    with pytest.raises(GanError, match=r"photos: is gone; .*goes on"):
+        pack(source, tmp_path / "a.zip", progress=take_away)
+    (tmp_path / "elsewhere").rename(tmp_path / "photos")
+    lines = []
+    assert pack(source, tmp_path / "a.zip", report=lines.append).num_images == 60
+    assert lines[0].startswith("Going on after ")

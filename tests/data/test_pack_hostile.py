@@ -5,7 +5,6 @@ import io
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import encoded, noise, raw_png, turned
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -23,17 +23,12 @@ OPTIONS = ("--resolution", "16x16")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="symlinks, such names and kill -9 are POSIX")
 
 
-def png_chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
 def bomb():
     """A small file that is an intact PNG of 900 million white pixels."""
     side = 30_000
     rows = zlib.compressobj(9)
     data = b"".join(rows.compress(b"\0" + b"\xff" * (side // 8)) for _ in range(side)) + rows.flush()
-    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", data) + png_chunk(b"IEND", b"")
+    return raw_png(side, side, 1, 0, data)
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +36,12 @@ def hostile(tmp_path_factory):
     """The folder; the names of what can be packed; the names of what cannot."""
     root = tmp_path_factory.mktemp("hostile") / "photos"
     (root / "tiny").mkdir(parents=True)
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise)
-    jpeg = io.BytesIO()
-    picture.save(jpeg, "JPEG")
-    exif = Image.Exif()
-    exif[0x0112] = 6
+    picture = Image.fromarray(noise(64, 64, 3))
+    jpeg = encoded(picture, "JPEG")
     frames = [Image.new("P", (32, 32), colour) for colour in range(3)]
 
     (root / "bad" / "nested").mkdir(parents=True)
-    (root / "bad" / "truncated.jpg").write_bytes(jpeg.getvalue()[: len(jpeg.getvalue()) // 2])
+    (root / "bad" / "truncated.jpg").write_bytes(jpeg[: len(jpeg) // 2])
     (root / "bad" / "empty.png").write_bytes(b"")
     (root / "bad" / "nested" / "text.PNG").write_text("this is no image\n" * 100)
     (root / "bad" / "bomb.png").write_bytes(bomb())
@@ -65,7 +56,7 @@ def hostile(tmp_path_factory):
         "grey-alpha.png": lambda path: Image.new("LA", (32, 32), (9, 99)).save(path),
         "cmyk.JPG": lambda path: Image.new("CMYK", (32, 32), (0, 255, 0, 0)).save(path, "JPEG"),
         "16-bit.png": lambda path: Image.fromarray(np.full((32, 32), 40_000, dtype=np.uint16)).save(path),
-        "rotated.jpeg": lambda path: picture.save(path, exif=exif),
+        "rotated.jpeg": lambda path: picture.save(path, exif=turned(6)),
         "animated.gif": lambda path: frames[0].save(path, save_all=True, append_images=frames[1:]),
         "Übung 猫 \U0001f408.webp": lambda path: picture.save(path),
         "n" * 251 + ".png": lambda path: picture.save(path),
@@ -105,7 +96,7 @@ def test_it_is_packed_to_the_end_with_every_casualty_named(hostile, packed):
     assert sorted(name for name, _ in content["skipped"]) == sorted(bad)
     for name, reason in content["skipped"]:
         assert f"    {name}: {reason}" in out.splitlines()
-    assert f"Packed {len(good):,} RGB images of 16x16" in out
+    assert f"Packed {len(good):,} images of 16x16 RGB" in out
 
 
 def sha(path):

@@ -3,16 +3,13 @@ import zlib
 
 import numpy as np
 import pytest
+from pictures import noise
 from PIL import Image
 
 from gan.data import png
 from gan.data.png import encode_png
 
 pyspng = pytest.importorskip("pyspng")
-
-
-def noise(*shape):
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 @pytest.mark.parametrize("channels", [(), (3,), (4,)])

@@ -9,19 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from checks import in_child, refusal
+from pictures import encoded, noise, save, turned
+from PIL import Image, features
 
-from gan.cli.command import printable
 from gan.data.label_files import choose_labels
+from gan.data.packing import scan
 from gan.data.sources import DemoSource, Header, Source, open_source
-from gan.errors import GanError
+from gan.errors import GanError, printable
 
+NOT_READ = "kind not read; convert it to png or jpg first"
 PHOTOGRAPHS, DRAWINGS = "clothing-photos.zip", "noto-emoji.zip"
-
-
-def save(path, size=(8, 8), colour=(200, 30, 60), **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path, **options)
 
 
 def zip_folder(folder, path, prefix=""):
@@ -51,7 +49,8 @@ def test_a_folder_is_read_with_everything_below_it_in_sorted_order(photos):
     assert len(source) == 8
     assert source.ignored == ["movie.mp4", "notes.txt"]
     assert source.own_labels is None
-    assert source.notes == []
+    assert source.lost == []
+    assert source.notes == ["1 hidden image (.hidden.png) not looked at: the name begins with a dot"]
     assert source.read(1).size == (9, 8)
     assert source.header(1) == Header("RGB", 9, 8)
 
@@ -96,7 +95,7 @@ def folder_without_images(path):
     [
         ("missing", lambda path: None, "no such file or folder"),
         ("empty", empty_folder, "it is empty"),
-        ("heic", folder_without_images, "only 1 x .heic"),
+        ("heic", folder_without_images, "holds no images that can be read (a.heic: kind not read; convert it"),
         ("empty.zip", lambda path: zipfile.ZipFile(path, "w").close(), "it is empty"),
         ("zero.zip", lambda path: path.write_bytes(b""), "not a zip file"),
         ("text.zip", lambda path: path.write_bytes(b"hello" * 99), "not a zip file"),
@@ -109,26 +108,20 @@ def folder_without_images(path):
 )
 def test_a_source_that_cannot_be_opened_says_why_in_one_line(tmp_path, name, make, said):
     make(tmp_path / name)
-    with pytest.raises(GanError) as caught:
-        open_source(str(tmp_path / name))
-    assert said in str(caught.value)
-    assert str(caught.value).startswith(f"--source {tmp_path / name}: ")
-    assert "\n" not in str(caught.value)
+    text = refusal(open_source, str(tmp_path / name))
+    assert said in text
+    assert text.startswith(f"--source {tmp_path / name}: ")
 
 
 def test_headers_are_read_without_decoding_the_pixels(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "a.png")
-    whole = (tmp_path / "a.png").read_bytes()
+    whole = encoded(noise(64, 48, 3))
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
     assert open_source(str(tmp_path)).header(0) == Header("RGB", 48, 64)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 def test_the_size_in_a_header_is_that_of_the_upright_image(tmp_path, suffix):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    save(tmp_path / f"a.{suffix}", size=(10, 4), exif=exif)
+    save(tmp_path / f"a.{suffix}", size=(10, 4), exif=turned(6))
     assert open_source(str(tmp_path)).header(0) == Header("RGB", 4, 10)
 
 
@@ -141,15 +134,59 @@ def test_images_are_known_by_their_content_too(tmp_path):
     (tmp_path / "notes").write_bytes(b"")
     for source in (open_source(str(tmp_path)), open_source(str(zip_folder(tmp_path, tmp_path.parent / "a.zip")))):
         assert source.names == ["a", "b.dat", "c.txt", "d.1", "e.bin", "f.JFIF", "g.jpe"]
-        assert source.ignored == ["camera.NEF", "notes"]
+        assert source.ignored == ["notes"]
+        assert source.lost == [("camera.NEF", NOT_READ)]
         assert source.notes == ["5 images (a, b.dat, ...) recognised by the content, not by the name"]
         assert {source.read(index).size for index in range(7)} == {(8, 8)}
 
 
-def test_what_is_no_picture_under_a_picture_s_name_is_not_run(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
-    with pytest.raises(OSError, match="cannot identify"):
-        open_source(str(tmp_path)).read(0)
+def test_images_of_kinds_that_are_not_read_are_lost_and_not_merely_ignored(tmp_path):
+    save(tmp_path / "a.png")
+    names = ["b.HEIC", "c/d.jxl", "e.cr3", "f.svg", "g.tga"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    Image.new("RGB", (8, 8)).save(tmp_path / "h.heif", "JPEG")  # as some phones send them
+    (tmp_path / "notes.txt").write_bytes(b"x")
+    for source in (open_source(str(tmp_path)), open_source(str(zip_folder(tmp_path, tmp_path.parent / "a.zip")))):
+        assert source.names == ["a.png", "h.heif"]
+        assert source.lost == [(name, NOT_READ) for name in names]
+        assert source.ignored == ["notes.txt"]
+
+
+@pytest.mark.parametrize("suffix", ["ppm", "PGM", "pbm", "avif"])
+def test_some_less_usual_kinds_are_read(tmp_path, suffix):
+    if suffix == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    mode = {"PGM": "L", "pbm": "1"}.get(suffix, "RGB")
+    Image.new(mode, (8, 6)).save(tmp_path / f"a.{suffix}")
+    assert open_source(str(tmp_path)).header(0) == Header(mode, 8, 6)
+
+
+def test_images_that_are_hidden_by_their_own_name_are_counted(tmp_path):
+    for name in ["a.png", "...Baby One More Time.png", "b/.c.jpg", ".git/d.png", "._a.png", "__MACOSX/e.png"]:
+        save(tmp_path / name)
+    (tmp_path / ".notes").write_bytes(b"x")
+    os.mkfifo(tmp_path / ".pipe.png")
+    folder = open_source(str(tmp_path))
+    (tmp_path / ".pipe.png").unlink()
+    for source in (folder, open_source(str(zip_folder(tmp_path, tmp_path.parent / "a.zip")))):
+        assert (source.names, source.ignored, source.lost) == (["a.png"], [], [])
+        assert source.notes == [
+            "2 hidden images (...Baby One More Time.png, b/.c.jpg) not looked at: the name begins with a dot"
+        ]
+
+
+def test_what_a_scan_has_written_is_no_image(tmp_path):
+    for name in ("1.png", "2.png"):
+        save(tmp_path / name)
+    scan(tmp_path, tmp_path, workers=0)
+    assert (tmp_path / "scan.png").exists()
+    source = open_source(str(tmp_path))
+    assert source.names == ["1.png", "2.png"]
+    assert source.ignored == ["scan.json", "scan.png"]
+    (tmp_path / "scan.json").write_text('{\n  "version": "5.0", "shapes": []}')  # some program's notes on the image
+    assert open_source(str(tmp_path)).names == ["1.png", "2.png", "scan.png"]
 
 
 def test_links_are_followed_once_and_loops_are_named(tmp_path):
@@ -202,11 +239,12 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refusing)
     source = open_source(str(tmp_path))
     assert source.names == ["1.png"]
-    assert source.notes == ["locked: cannot be read (Permission denied); what is in it is left out"]
+    assert source.lost == [("locked", "cannot be read (Permission denied); what is in it is left out")]
+    assert source.notes == []
     with pytest.raises(GanError, match="cannot be read"):
         open_source(str(tmp_path / "locked"))
     (tmp_path / "1.png").unlink()
-    with pytest.raises(GanError, match=r"holds no images \(locked: cannot be read"):
+    with pytest.raises(GanError, match=r"holds no images that can be read \(locked: cannot be read"):
         open_source(str(tmp_path))
 
 
@@ -267,10 +305,12 @@ def test_names_in_a_zip_are_just_names(tmp_path, png):
     source = open_source(zip_of(tmp_path / "a.zip", [(name, png) for name in names]))
     assert source.names == sorted(["/etc/a.png", "../../b.png", "C:/c.png", "é.png", "a" * 60000 + ".png"])
     assert [source.read(index).size for index in range(5)] == [(8, 8)] * 5
-    source = open_source(zip_of(tmp_path / "a.zip", [("a.png", b"x"), ("b/c.png", png), ("a.png", png)]))
+    entries = [("a.png", b"x"), ("b/c.png", png), ("a.png", b"y"), ("t.txt", b"x"), ("t.txt", b"y"), ("a.png", png)]
+    source = open_source(zip_of(tmp_path / "a.zip", entries))
     assert source.names == ["a.png", "b/c.png"]
     assert source.read(0).size == (8, 8)
-    assert source.notes == ["1 entry (a.png) of the zip left out: a later one has the same name"]
+    assert source.lost == [("a.png", "a later entry of the zip has the same name")] * 2
+    assert source.notes == ["1 entry (t.txt) of the zip left out: a later one has the same name"]
     source = open_source(zip_of(tmp_path / "a.zip", [("a.png", png), ("more.ZIP", b"PK\5\6" + bytes(18))]))
     assert source.ignored == ["more.ZIP"]
     assert source.notes == ["1 zip file (more.ZIP) inside of the zip not looked into; unpack it first"]
@@ -361,18 +401,6 @@ def make_zip(tmp_path):
     return str(zip_folder(Path(make_folder(tmp_path)), tmp_path / "photos.zip"))
 
 
-def in_child(function):
-    """The exit status of a forked process that calls the function: 0 if it returns True."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            status = 0 if function() else 2
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 @pytest.mark.parametrize("make", [make_demo, make_folder, make_zip])
 def test_a_source_may_be_read_by_several_processes(tmp_path, make):
     source = open_source(make(tmp_path))
@@ -381,9 +409,9 @@ def test_a_source_may_be_read_by_several_processes(tmp_path, make):
     def reads(other):
         return [np.asarray(other.read(index)).tolist() for index in range(2)] == wanted
 
-    assert in_child(lambda: all(reads(source) for _ in range(20))) == 0
+    assert in_child(lambda: all(reads(source) for _ in range(20)))
     sent = pickle.dumps(source)
-    assert in_child(lambda: reads(pickle.loads(sent))) == 0
+    assert in_child(lambda: reads(pickle.loads(sent)))
     assert reads(source)
     assert pickle.loads(sent).fingerprint() == source.fingerprint()
 
@@ -395,6 +423,17 @@ def test_a_zip_that_is_replaced_while_it_is_read_is_noticed(tmp_path):
     zip_folder(tmp_path / "photos", path)
     with pytest.raises(GanError, match="has been replaced"):
         source.read(0)
+
+
+@pytest.mark.parametrize("make", [make_folder, make_zip])
+def test_a_source_that_is_taken_away_is_told_from_a_bad_image(tmp_path, make):
+    path = make(tmp_path)
+    source = open_source(path)
+    source.check()
+    Path(path).rename(tmp_path / "elsewhere")
+    with pytest.raises(GanError, match="is gone; bring it back"):
+        source.check()
+    open_source("demo").check()
 
 
 @pytest.mark.parametrize("make", [make_folder, make_zip])

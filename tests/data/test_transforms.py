@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import noise
 from PIL import Image
 
 from gan.data.normalise import to_8bit
@@ -23,10 +24,6 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "dataset_clothing64.npz"
 BOX = Image.Resampling.BOX
 
 
-def noise(height, width):
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
 @pytest.mark.skipif("GAN_TEST_DATA" not in os.environ, reason="GAN_TEST_DATA names no folder of photographs")
 def test_center_crop_equals_the_golden_images():
     golden = np.load(GOLDEN)
@@ -39,12 +36,12 @@ def test_center_crop_equals_the_golden_images():
 
 
 def test_none_without_a_size_leaves_pixels_as_they_are():
-    pixels = noise(5, 7)
+    pixels = noise(5, 7, 3)
     assert (make_transform("none", None)(Image.fromarray(pixels)) == pixels).all()
 
 
 def test_stretch_scales_the_whole_image_as_none_does_with_a_size():
-    pixels = noise(4, 8)
+    pixels = noise(4, 8, 3)
     scaled = np.asarray(stretch(Image.fromarray(pixels), (4, 4), BOX))
     assert np.abs(scaled - pixels.reshape(4, 4, 2, 3).mean(axis=2)).max() <= 1
     for name in ("none", "stretch"):
@@ -62,18 +59,18 @@ def test_stretch_scales_the_whole_image_as_none_does_with_a_size():
     ],
 )
 def test_center_crop_takes_the_centred_square(height, width, rows, columns):
-    pixels = noise(height, width)
+    pixels = noise(height, width, 3)
     assert (np.asarray(center_crop(Image.fromarray(pixels), (4, 4))) == pixels[rows, columns]).all()
 
 
 def test_center_crop_to_other_proportions_does_not_distort():
-    pixels = noise(8, 8)
+    pixels = noise(8, 8, 3)
     assert (np.asarray(center_crop(Image.fromarray(pixels), (8, 4))) == pixels[2:6]).all()
     assert (np.asarray(center_crop(Image.fromarray(pixels), (4, 8))) == pixels[:, 2:6]).all()
 
 
 def test_center_crop_scales_with_the_chosen_filter():
-    pixels = noise(10, 8)
+    pixels = noise(10, 8, 3)
     halved = np.asarray(make_transform("center-crop", (4, 4), "box")(Image.fromarray(pixels)))
     assert np.abs(halved - pixels[1:9].reshape(4, 2, 4, 2, 3).mean(axis=(1, 3))).max() <= 1
     lanczos = np.asarray(make_transform("center-crop", (4, 4), "lanczos")(Image.fromarray(pixels)))
@@ -86,7 +83,7 @@ def test_center_crop_of_extreme_shapes_stays_inside_the_image():
 
 
 def test_center_crop_wide_pads_to_a_black_square():
-    pixels = noise(10, 8)
+    pixels = noise(10, 8, 3)
     wide = np.asarray(center_crop_wide(Image.fromarray(pixels), (8, 6)))
     assert wide.shape == (8, 8, 3)
     assert (wide[1:7] == pixels[2:8]).all()
@@ -102,7 +99,7 @@ def test_center_crop_wide_leaves_out_what_it_would_enlarge():
 
 
 def test_fit_shows_the_whole_picture_in_the_middle_of_the_background():
-    pixels = noise(4, 8)
+    pixels = noise(4, 8, 3)
     for size, rows, columns in (
         ((8, 9), slice(2, 6), slice(0, 8)),  # an odd border is larger at the end
         ((11, 4), slice(0, 4), slice(1, 9)),
@@ -117,7 +114,7 @@ def test_fit_shows_the_whole_picture_in_the_middle_of_the_background():
 
 
 def test_fit_scales_with_the_chosen_filter_and_without_distortion():
-    pixels = noise(8, 16)
+    pixels = noise(8, 16, 3)
     fitted = make_transform("fit", (8, 8), "box")(Image.fromarray(pixels))
     assert np.abs(fitted[2:6] - pixels.reshape(4, 2, 8, 2, 3).mean(axis=(1, 3))).max() <= 1
 

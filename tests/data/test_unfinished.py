@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import random
 import shutil
@@ -13,11 +14,13 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from gan.data import unfinished
+from gan.data.journal import Journal
 from gan.data.unfinished import Unfinished, open_unfinished
 from gan.errors import DiskFullError, GanError
 
@@ -29,7 +32,7 @@ Step = tuple[dict, str | None, bytes | None]
 both_kinds = pytest.mark.parametrize("name", KINDS)
 
 
-def steps(number: int = 9, size: int = 40) -> list[Step]:
+def steps(number: int = 9, size: int = 24) -> list[Step]:
     """What is added: files of several sizes, one of them empty, and images that were left out."""
     rng = random.Random(0)
     made: list[Step] = []
@@ -38,7 +41,7 @@ def steps(number: int = 9, size: int = 40) -> list[Step]:
             made.append(({"index": i, "problem": "cannot be read: \udcff \u2028"}, None, None))
         else:
             data = rng.randbytes(0 if i == 1 else rng.randrange(size))
-            made.append(({"index": i, "label": [0.1, 2]}, f"{i % 2:05d}/img{i:08d}ä.png", data))
+            made.append(({"index": i, "label": [0.1, 2]}, f"{i % 2}/{i}ä.png", data))
     return made
 
 
@@ -74,11 +77,10 @@ def data_and_journal(dest: Path) -> tuple[Path, Path]:
     return dest.parent / f".{dest.name}.unfinished", dest.parent / f".{dest.name}.unfinished.journal"
 
 
-def copy(source: Path, dest: Path) -> None:
-    if source.is_dir():
-        shutil.copytree(source, dest)
-    else:
-        shutil.copy(source, dest)
+def around(boundaries: Iterable[int], end: int, stride: int = 7) -> list[int]:
+    """Both sides of each boundary, and every so many of the other positions."""
+    near = {boundary + i for boundary in boundaries for i in (-1, 0, 1)}
+    return sorted({i for i in near if 0 <= i <= end} | {0, end} | set(range(0, end, stride)))
 
 
 FILES = {name: data for _, name, data in STEPS if name is not None and data is not None} | EXTRA
@@ -131,17 +133,20 @@ def test_interrupted_after_every_step(tmp_path, plain, name, fast_disk):
 
 
 def test_a_zip_is_continued_wherever_it_was_cut_off(tmp_path, plain, fast_disk):
-    """Data and journal end at any byte, in any combination that there can be, and garbage may follow."""
+    """Data and journal end anywhere, in any combination that there can be, and garbage may follow."""
     whole = tmp_path / "whole" / "pets.zip"
     with open_unfinished(whole, KEY) as made:
         go_on(made)
+        ends = [*(entry.offset for entry in made._entries[1:]), made._end]
+        boundaries = [*ends, *(end - entry.size for end, entry in zip(ends, made._entries, strict=True))]
     data, journal = (path.read_bytes() for path in data_and_journal(whole))
     dest = tmp_path / "cut" / "pets.zip"
     dest.parent.mkdir()
     rng = random.Random(1)
-    cuts = [(i, len(journal)) for i in range(len(data) + 1)]
-    cuts += [(len(data), i) for i in range(len(journal) + 1)]
-    cuts += [(rng.randrange(len(data)), rng.randrange(len(journal))) for _ in range(200)]
+    lines = itertools.accumulate(map(len, journal.splitlines(keepends=True)))
+    cuts = [(i, len(journal)) for i in around(boundaries, len(data))]
+    cuts += [(len(data), i) for i in around(lines, len(journal))]
+    cuts += [(rng.randrange(len(data)), rng.randrange(len(journal))) for _ in range(60)]
     recovered = set()
     for number, (data_end, journal_end) in enumerate(cuts):
         junk = [b"", b"", b"\0" * 99, rng.randbytes(50), b"{}\n", b"\n", b"00000000 \n"][number % 7]
@@ -163,7 +168,8 @@ def test_a_folder_is_continued_wherever_it_was_cut_off(tmp_path, plain, fast_dis
     names = [name for _, name, _ in STEPS if name]
     dest = tmp_path / "cut" / "pets"
     rng = random.Random(1)
-    for number, end in enumerate(range(0, len(lines) + 1, 7)):
+    boundaries = itertools.accumulate(map(len, lines.splitlines(keepends=True)))
+    for number, end in enumerate(around(boundaries, len(lines), 40)):
         left = data_and_journal(dest)
         shutil.copytree(data, left[0])
         left[1].write_bytes(lines[:end])
@@ -196,17 +202,17 @@ def test_changed_bytes_are_not_continued(tmp_path, plain, fast_disk):
         assert content(dest) == plain["pets.zip"], i
 
 
-def test_more_entries_than_a_plain_directory_holds(tmp_path):
+def test_more_entries_than_a_plain_directory_holds(tmp_path, fast_disk):
     """Above 65,535 entries a zip file has a directory of another kind."""
     todo: list[Step] = [({"i": i}, f"{i}.png", b"%d" % i) for i in range(65_600)]
     dest = tmp_path / "many.zip"
     with open_unfinished(dest, KEY) as made:
-        go_on(made, todo, 40_000)
+        go_on(made, todo, 2_000)
     made = complete(dest, todo=todo)
-    assert len(made.records) == 40_000
+    assert len(made.records) == 2_000
     with zipfile.ZipFile(dest) as archive:
         assert archive.namelist() == [*(str(name) for _, name, _ in todo), *EXTRA]
-        assert [archive.read(f"{i}.png") for i in (0, 39_999, 40_000, 65_599)] == [b"0", b"39999", b"40000", b"65599"]
+        assert [archive.read(f"{i}.png") for i in (0, 1_999, 2_000, 65_599)] == [b"0", b"1999", b"2000", b"65599"]
 
 
 def test_a_directory_of_the_other_kind_is_that_of_zipfile(tmp_path, monkeypatch):
@@ -222,7 +228,7 @@ def test_a_directory_of_the_other_kind_is_that_of_zipfile(tmp_path, monkeypatch)
 
 @both_kinds
 @pytest.mark.parametrize("what", ["key", "journal is gone", "journal is garbage", "data is garbage"])
-def test_what_cannot_be_continued_is_said_and_made_anew(tmp_path, plain, name, what):
+def test_what_cannot_be_continued_is_said_and_made_anew(tmp_path, plain, name, what, fast_disk):
     dest = tmp_path / "a" / name
     with open_unfinished(dest, "another key" if what == "key" else KEY) as made:
         go_on(made)
@@ -245,18 +251,31 @@ def test_what_cannot_be_continued_is_said_and_made_anew(tmp_path, plain, name, w
     assert leftovers(dest) == []
 
 
-def test_killed_when_all_was_done_but_for_the_journal(tmp_path, plain):
-    dest = tmp_path / "a" / "pets.zip"
-    with open_unfinished(dest, KEY) as made:
-        go_on(made)
-    os.replace(data_and_journal(dest)[0], dest)
-    made = complete(dest)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes")
+@pytest.mark.parametrize("key", [KEY, "another key"])
+@both_kinds
+def test_killed_when_all_was_done_but_for_the_journal(tmp_path, plain, name, key, monkeypatch, fast_disk):
+    """It is of no use to the next one, which says nothing of it and takes it along."""
+    dest = tmp_path / "a" / name
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr(Journal, "remove", lambda self: os.kill(os.getpid(), signal.SIGKILL))
+        with contextlib.suppress(BaseException):
+            complete(dest)
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    assert content(dest) == plain[name]
+    assert leftovers(dest) == [data_and_journal(dest)[1].name]
+    if dest.is_dir():
+        shutil.rmtree(dest)  # which packing asks for, as it is not empty
+    made = complete(dest, key)
     assert (made.records, made.started_over) == ([], None)
-    assert content(dest) == plain["pets.zip"]
+    assert content(dest) == plain[name]
+    assert leftovers(dest) == []
 
 
 @both_kinds
-def test_what_was_there_stays_until_the_end(tmp_path, plain, name):
+def test_what_was_there_stays_until_the_end(tmp_path, plain, name, fast_disk):
     dest = tmp_path / "a" / name
     dest.parent.mkdir()
     if name == "pets.zip":
@@ -280,7 +299,7 @@ def test_discard_leaves_nothing(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_not_empty_is_not_replaced(tmp_path, plain):
+def test_a_folder_that_is_not_empty_is_not_replaced(tmp_path, plain, fast_disk):
     dest = tmp_path / "a" / "pets"
     with open_unfinished(dest, KEY) as made:
         go_on(made)
@@ -295,7 +314,7 @@ def test_a_folder_that_is_not_empty_is_not_replaced(tmp_path, plain):
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions, limits of names")
 @both_kinds
-def test_names_as_long_as_the_file_system_takes_them(tmp_path, plain, name):
+def test_names_as_long_as_the_file_system_takes_them(tmp_path, plain, name, fast_disk):
     longest = "ä" * 120 + "b" * (255 - 240 - len(Path(name).suffix)) + Path(name).suffix
     other = longest.replace("b.", "c.") if "." in longest else longest[:-1] + "c"
     for dest in (tmp_path / "a" / longest, tmp_path / "a" / other):
@@ -311,7 +330,7 @@ def test_names_as_long_as_the_file_system_takes_them(tmp_path, plain, name):
 
 @both_kinds
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_one_line_and_what_is_there_is_continued(tmp_path, plain, name, number, monkeypatch):
+def test_a_full_disk_is_one_line_and_what_is_there_is_continued(tmp_path, plain, name, number, monkeypatch, fast_disk):
     dest = tmp_path / "a" / name
     made = open_unfinished(dest, KEY)
     room = 40
@@ -416,11 +435,47 @@ def test_one_process_at_a_time_until_it_is_killed(tmp_path, plain):
     assert content(dest) == plain["pets.zip"]
 
 
+@both_kinds
+def test_one_user_at_a_time_in_a_process_too(tmp_path, plain, name, fast_disk):
+    """Of which the lock knows nothing; and those who were refused do not end it."""
+    dest, other = tmp_path / "a" / name, tmp_path / "a" / f"other-{name}"
+    with open_unfinished(dest, KEY) as made:
+        go_on(made, until=5)
+        for path in (dest, dest.parent / ".." / "a" / name):
+            with pytest.raises(GanError, match=rf"{name}: is being made by this process already; wait for it, or"):
+                open_unfinished(path, KEY)
+        complete(other)
+        refused = subprocess.run(
+            [sys.executable, "-c", PROGRAM, dest, "5"], cwd=ROOT, capture_output=True, text=True, timeout=30
+        )
+        assert "is being made by another process" in refused.stderr
+    assert len(complete(dest).records) == 5
+    assert content(dest) == content(other) == plain[name]
+    assert leftovers(dest) == [other.name]
+
+
+@pytest.mark.parametrize("method", ["finish", "discard"])
+def test_what_could_not_be_ended_can_be_opened_again(tmp_path, plain, monkeypatch, method, fast_disk):
+    dest = tmp_path / "pets"
+    with open_unfinished(dest, KEY) as made, monkeypatch.context() as patch:
+        go_on(made)
+        patch.setattr(os, "replace", refuse)
+        patch.setattr(shutil, "rmtree", refuse)
+        with pytest.raises(GanError, match=r"pets: Input/output error$"):
+            made.finish(EXTRA) if method == "finish" else made.discard()
+    complete(dest)
+    assert content(dest) == plain["pets"]
+
+
+def refuse(*args: object) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes")
 @both_kinds
-def test_killed_at_any_moment(tmp_path, name):
+def test_killed_at_any_moment(tmp_path, name, fast_disk):
     """Again and again, wherever it is; each run goes on from where the last one was killed."""
-    todo = steps(3000, 3000)
+    todo = steps(1500, 3000)
     complete(tmp_path / "whole" / name, todo=todo)
     dest = tmp_path / "a" / name
     journal = data_and_journal(dest)[1]
@@ -438,7 +493,7 @@ def test_killed_at_any_moment(tmp_path, name):
             with contextlib.suppress(BaseException):
                 complete(dest, todo=todo)
             os._exit(0)
-        until = done + rng.randrange(500)
+        until = done + rng.randrange(250)
         deadline = time.monotonic() + 30
         while lines() < until and not dest.exists() and time.monotonic() < deadline:
             time.sleep(0.0005)
@@ -494,11 +549,8 @@ def test_from_time_to_time_it_is_flushed_to_the_disk(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fails_when_it_is_flushed(tmp_path, monkeypatch):
-    def broken(handle: int) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
     with open_unfinished(tmp_path / "pets.zip", KEY) as made:
-        monkeypatch.setattr(os, "fsync", broken)
+        monkeypatch.setattr(os, "fsync", refuse)
         made._noted = made._synced = 0.0
         made.add({})
         monkeypatch.undo()

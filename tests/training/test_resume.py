@@ -1,26 +1,16 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import Result
-from runs import RUN, after_step, assert_same, run_train, small_sheets
+from runs import RUN, assert_same, interrupted, run_train, small_sheets
 
 from gan.config import DataInfo, TrainOptions, resolve
 from gan.training import run_folder
 from gan.training.state import TrainingState
 from gan.training.state_files import NEWEST, SavedState, StateFiles, read_state
-
-
-def interrupted(step: int, *arguments: object) -> Result:
-    """A run that receives Ctrl-C in its `step`-th step."""
-    with after_step(step, lambda: signal.raise_signal(signal.SIGINT)):
-        result = run_train(*arguments)
-    assert result.exit_code == 130
-    return result
 
 
 @pytest.mark.usefixtures("light_runs")

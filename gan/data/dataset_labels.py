@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from gan.errors import GanError
+from gan.errors import GanError, printable
 
 MAX_CLASSES = 10_000  # each is a column of every label
+FLOAT32_MAX = float(np.finfo(np.float32).max)  # labels are float32 in training
 CLASSES, MULTI_HOT, VECTORS = "classes", "multi-hot", "vectors"
 
 _NAMED = 5  # bad rows that an error spells out
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _class_names(listed: Any, where: str) -> list[str] | None:
     if not listed:
         return None
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-        raise GanError(f'{where}: "class_names" is {_shown(listed)}, not a list of texts; mend it, or pack again')
+        raise GanError(f'{where}: "class_names" is {shortened(listed)}, not a list of texts; mend it, or pack again')
     if len(listed) > MAX_CLASSES:
         raise GanError(f'{where}: "class_names" has {len(listed)} names; {MAX_CLASSES} are the most')
     return listed
@@ -90,7 +90,7 @@ def _by_name(listed: Any, names: list[str], where: str) -> tuple[dict[str, Any],
     problems, twice = [], set()
     for number, row in enumerate(listed):
         if not (isinstance(row, list) and len(row) == 2 and isinstance(row[0], str)):
-            problems.append(f"row {number} is {_shown(row)}, not [file name, label]")
+            problems.append(f"row {number} is {shortened(row)}, not [file name, label]")
             continue
         name = posixpath.normpath(row[0].replace("\\", "/"))
         if name in labels and name not in twice:
@@ -103,7 +103,7 @@ def _by_name(listed: Any, names: list[str], where: str) -> tuple[dict[str, Any],
 
 def _class_problem(label: Any, limit: int, named: bool) -> str | None:
     if type(label) is not int or label < 0:
-        return f"is {_shown(label)}, not a class number from 0 on"
+        return f"is {shortened(label)}, not a class number from 0 on"
     if label < limit:
         return None
     return f"is class {label}, but class_names has {limit}" if named else f"is class {label}, beyond {limit - 1}"
@@ -116,14 +116,18 @@ def _usual_length(labels: dict[str, Any]) -> int:
 
 def _vector_problem(label: Any, length: int) -> str | None:
     if not isinstance(label, list) or not label or not set(map(type, label)) <= {int, float}:
-        return f"is {_shown(label)}, not a list of numbers"
+        return f"is {shortened(label)}, not a list of numbers"
     if len(label) != length:
         return f"has {len(label)} number{'s' * (len(label) > 1)}, not {length}"
-    if not all(-_LARGEST <= value <= _LARGEST for value in label):
-        return f"is {_shown(label)}, not a list of finite numbers"
+    if not all(abs(value) <= FLOAT32_MAX for value in label):
+        return f"is {shortened(label)}, not a list of finite numbers"
     return None
 
 
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
+def shortened(value: Any) -> str:
+    """A value out of a file of labels for a message, however long or odd it is."""
+    try:
+        text = printable(json.dumps(value, ensure_ascii=False))
+    except (ValueError, RecursionError):  # a number of thousands of digits; lists in lists in lists
+        return "that"
     return text if len(text) <= 40 else text[:37] + "..."

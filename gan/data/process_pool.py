@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import gc
-import multiprocessing
 import os
 import pickle
 import signal
@@ -17,9 +15,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, Generic, TypeVar
 
+from gan.data.child_process import SILENCE, Child, Forked, Spawned, killed_by, signals_blocked, too_few
 from gan.errors import GanError
 
-SILENCE = 300  # seconds after which a process that does not answer is given up
 BUDGET = 2**30  # bytes
 
 _FORK = sys.platform == "linux"  # macOS has fork, but its own libraries do not survive it
@@ -119,7 +117,7 @@ class _Pool(Generic[Item, Result]):
         if os.getpid() != self._owner:  # a process forked off must not end those of its parent
             return
         for process in self._processes:
-            process.life.kill()
+            process.handle.kill()
         for process in self._processes:
             process.end()
         self._processes.clear()
@@ -163,9 +161,9 @@ class _Pool(Generic[Item, Result]):
     def _fewer(self, problem: str) -> None:
         """Go on with the processes that there are."""
         before, self._wanted = self._wanted, len(self._processes)
-        rest = "" if self._processes else "; the work is now done by this one process, slowly"
         if self._report is not None:
-            self._report(f"only {self._wanted} of {before} worker processes could be started ({problem}){rest}")
+            without = "the work is now done by this one process, slowly"
+            self._report(too_few(self._wanted, before, problem, without))
 
     def _receive(self, timeout: float) -> None:
         """Take what the processes have, and see to those that are gone. Some time at most is spent waiting."""
@@ -180,7 +178,7 @@ class _Pool(Generic[Item, Result]):
                 process.silent += waited
                 if process.silent >= self._silence:
                     self._lose(process, f"its process did not answer for {self._silence:g} s")
-                elif not ready and process.life.wait(0) is not None and not process.answers.poll():
+                elif not ready and process.handle.wait(0) is not None and not process.answers.poll():
                     self._lose(process, process.ending())  # somebody else holds the other end of its pipe
         self._ask()
 
@@ -229,8 +227,8 @@ class _Process:
                 process.close()  # else it would not notice that nobody is at the other end
             _serve(function, items, requests, answers)
 
-        with _signals_blocked(), requests, answers:
-            self.life = _Forked(life) if _FORK else _Spawned(_serve, (function, items, requests, answers))
+        with signals_blocked(), requests, answers:
+            self.handle: Child = Forked(life) if _FORK else Spawned(_serve, (function, items, requests, answers))
             group.append(self)  # here, as a Ctrl-C that was waiting comes now
 
     @property
@@ -250,83 +248,21 @@ class _Process:
 
     def ending(self) -> str:
         """How the process ended that has closed its pipe."""
-        code = self.life.wait(1)
+        code = self.handle.wait(1)
         if code is None:
             return "its process has ended"
         if code >= 0:
             return f"its process ended with exit code {code}"
-        name = {int(known): known.name for known in signal.Signals}.get(-code, f"signal {-code}")
-        hint = {"SIGKILL": " (often: out of memory)", "SIGSEGV": " (a decoder crashed)"}.get(name, "")
-        return f"its process was killed by {name}{hint}"
+        hint = " (a decoder crashed)" if code == -signal.SIGSEGV else ""
+        return f"its process {killed_by(code)}{hint}"
 
     def end(self) -> None:
-        self.life.kill()
-        self.life.wait(5)  # no longer: it may wait for a disk that is gone
+        self.handle.end()
         self.close()
 
     def close(self) -> None:
         self._requests.close()
         self.answers.close()
-
-
-class _Forked:
-    def __init__(self, life: Callable[[], None]) -> None:
-        self._code: int | None = None
-        self._pid = os.fork()
-        if self._pid == 0:
-            try:
-                gc.freeze()  # what is garbage there is not freed here
-                life()
-            finally:
-                os._exit(0)  # whatever it is: nothing of the parent runs here
-
-    def kill(self) -> None:
-        if self._code is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)  # changes nothing for one that is ending
-
-    def wait(self, seconds: float) -> int | None:
-        """The exit code, negative for a signal; None if it does not end in this time, or its end was seen elsewhere."""
-        deadline = time.monotonic() + seconds
-        while self._code is None:
-            try:
-                pid, status = os.waitpid(self._pid, os.WNOHANG)
-            except ChildProcessError:
-                return None
-            if pid:
-                self._code = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() < deadline:
-                time.sleep(0.001)
-            else:
-                break
-        return self._code
-
-
-class _Spawned:
-    def __init__(self, target: Callable[..., None], args: tuple[Any, ...]) -> None:
-        self._process = multiprocessing.get_context("spawn").Process(target=target, args=args, daemon=True)
-        self._process.start()
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def wait(self, seconds: float) -> int | None:
-        self._process.join(seconds)
-        return self._process.exitcode
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """What is started now never sees Ctrl-C and the like, which go to all processes; only the parent decides."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    asking = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, asking)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _enlarge(connection: Connection) -> None:

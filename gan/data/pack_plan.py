@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,15 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 import PIL
 
-from gan.data.label_files import Label, Labels, choose_labels
+from gan.data.label_files import choose_labels
+from gan.data.label_matching import Label, Labels
 from gan.data.normalise import is_grey
 from gan.data.pack_options import CHANNELS, PackOptions
-from gan.data.processes import Failed, in_processes
+from gan.data.process_pool import Failed, in_processes
 from gan.data.read_errors import reason
 from gan.data.sources import Header, Source
 from gan.data.transforms import is_too_small, output_size
-from gan.errors import GanError
-from gan.image_size import Size, is_trainable, nearest_trainable
+from gan.errors import GanError, printable
+from gan.image_size import Size, is_trainable, largest_trainable
 
 Skipped = tuple[str, str]  # name of an image, and why it is left out
 Progress = Callable[[str, int, int], None]  # what is being done, images done, images in all
@@ -53,36 +53,27 @@ class Plan:
     def key(self) -> str:
         """Hex digest of all that decides what the packed images are: the files, which of them, options and programs."""
         o = self.options
-        what = [
-            _FORMAT,
-            PIL.__version__,
-            self.source.fingerprint(),
-            self.size,
-            self.mode,
-            o.how,
-            o.resolution,
-            o.resize_filter,
-            o.colour,
-        ]
+        what = [_FORMAT, PIL.__version__, self.source.fingerprint(), self.size, self.mode]
+        what += [o.effective_transform, o.resolution, o.resize_filter, o.background_rgb]
         digest = hashlib.sha256(repr(what).encode())
         digest.update(np.array(list(self.headers), dtype="<i8").tobytes())
         return digest.hexdigest()
 
 
 def make_plan(
-    source: Source, options: PackOptions, workers: int, any_size: bool = False, progress: Progress | None = None
+    source: Source, options: PackOptions, workers: int, to_look: bool = False, progress: Progress | None = None
 ) -> Plan:
     """Read the headers of all images, or until there are `max_images`, and choose.
 
     Args:
-        any_size: without a resolution, images may have any sizes; they will only be looked at.
+        to_look: nothing will be packed. There may be no usable image, and without a resolution they may have any sizes.
 
     Raises GanError where none can be used, where labels are missing altogether, or where the images differ in size
     or have a size that cannot be trained on and no resolution was given.
     """
     labels = choose_labels(source, options.labels)
     headers: dict[int, Header] = {}
-    skipped: list[Skipped] = []
+    skipped: list[Skipped] = [*source.lost]
     total = len(source) if options.max_images is None else min(options.max_images, len(source))
     for index, header in enumerate(_headers(source, workers)):
         problem = header if isinstance(header, str) else _unfit(source.names[index], header, options, labels)
@@ -95,15 +86,16 @@ def make_plan(
             progress("reading headers", min(index + 1, total), total)
         if len(headers) == total:
             break
-    if not headers:
+    if skipped:
+        source.check()  # otherwise these are not the fault of the images
+    if not headers and not to_look:
         raise nothing_usable(source, skipped)
     size = None
     if options.resolution is not None:
-        size = output_size(options.how, options.resolution)
-    elif not any_size:
+        size = output_size(options.effective_transform, options.resolution)
+    elif not to_look:
         size = _common_size(source, headers)
-    grey = all(is_grey(header.mode) for header in headers.values())
-    mode = CHANNELS[options.channels] or ("L" if grey else "RGB")
+    mode = CHANNELS[options.channels] or _common_mode(headers, options)
     return Plan(source, options, headers, size, mode, labels, skipped)
 
 
@@ -111,7 +103,7 @@ def nothing_usable(source: Source, skipped: Sequence[Skipped]) -> GanError:
     """The error for a source of which no image could be used."""
     name, why = skipped[0]
     return GanError(
-        f"--source {source.name}: none of its {len(skipped)} images can be used; the first, {name}: {why}; "
+        f"--source {source.name}: none of its {len(skipped)} images can be used; the first, {printable(name)}: {why}; "
         "mend the files or name another source"
     )
 
@@ -150,32 +142,33 @@ def _unfit(name: str, header: Header, options: PackOptions, labels: Labels | Non
     """Why an image that can be read is left out all the same."""
     if labels is not None and name not in labels.by_name:
         return f"has no label in {labels.origin}"
-    if options.resolution is not None and is_too_small(options.how, header[1:], options.resolution):
-        return f"too small for {options.how} ({header.width}x{header.height} pixels)"
+    if options.resolution is not None and is_too_small(options.effective_transform, header[1:], options.resolution):
+        return f"too small for {options.effective_transform} ({header.width}x{header.height} pixels)"
     return None
+
+
+def _common_mode(headers: dict[int, Header], options: PackOptions) -> str:
+    """L if that holds all colours that there will be, otherwise RGB."""
+    modes = {header.mode for header in headers.values()}
+    red, green, blue = options.background_rgb
+    background_shows = options.effective_transform == "fit" or any("a" in mode.lower() for mode in modes)
+    grey = all(map(is_grey, modes)) and (red == green == blue or not background_shows)
+    return "L" if grey else "RGB"
 
 
 def _common_size(source: Source, headers: dict[int, Header]) -> Size:
     """The size that all images share. Raises GanError that names the first image that stands in the way."""
     sizes = {index: (header.width, header.height) for index, header in headers.items()}
     common = Counter(sizes.values()).most_common(1)[0][0]
-    side = nearest_trainable((min(common), min(common)))
-    side = min(side[0], 2 ** (side[0].bit_length() - 1))
+    side = 2 ** (largest_trainable((min(common), min(common)))[0].bit_length() - 1)
     remedy = f"give a size, such as --resolution {side}x{side}, which crops and scales"
     odd = [index for index, size in sizes.items() if size != common]
     if odd:
         width, height = sizes[odd[0]]
-        found = f"{source.names[odd[0]]} is {width}x{height}, but most images are {common[0]}x{common[1]}"
+        found = f"{printable(source.names[odd[0]])} is {width}x{height}, but most images are {common[0]}x{common[1]}"
         raise GanError(f"--source {source.name}: {found} ({len(odd)} of {len(sizes)} differ); {remedy}")
     if not is_trainable(common):
-        first = source.names[next(iter(sizes))]
+        first = printable(source.names[next(iter(sizes))])
         found = f"{first} is {common[0]}x{common[1]}, which is no small size doubled some times, as training needs"
         raise GanError(f"--source {source.name}: {found}; {remedy}")
     return common
-
-
-def sample(indices: Sequence[int], count: int) -> frozenset[int]:
-    """Up to `count` of them, evenly spread."""
-    if len(indices) <= count:
-        return frozenset(indices)
-    return frozenset(itertools.islice((indices[i * len(indices) // count] for i in range(count)), count))

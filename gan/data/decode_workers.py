@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import mmap
 import os
-import signal
-import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,6 +12,7 @@ from multiprocessing.connection import Connection, Pipe
 
 import numpy as np
 
+from gan.data.child_process import SILENCE, Forked, killed_by, signals_blocked, too_few
 from gan.errors import GanError
 
 Request = tuple[np.ndarray, np.ndarray]
@@ -25,7 +22,6 @@ Decoded = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 _BY_ITSELF = "images are now decoded by the training process itself"
 AHEAD = 2  # batches that a process has to decode, or has decoded
-SILENCE = 300  # seconds after which a process that does not answer is given up
 
 
 class Workers:
@@ -101,10 +97,9 @@ class Workers:
             pixels = mmap.mmap(-1, count * AHEAD * int(np.prod(self._shape)))
             self._slots = np.frombuffer(pixels, dtype=np.uint8).reshape(count * AHEAD, *self._shape)
             for _ in range(count):
-                self._workers.append(_Worker(self._decode, self._slots, self._workers))
+                _Worker(self._decode, self._slots, self._workers)
         except OSError as error:
-            rest = "" if self._workers else f"; {_BY_ITSELF}"
-            self._report(f"only {len(self._workers)} of {count} worker processes could be started ({error}){rest}")
+            self._report(too_few(len(self._workers), count, error, _BY_ITSELF))
 
     def _replace(self, worker: _Worker, problem: str, request: Request) -> Decoded:
         worker.end()
@@ -126,28 +121,23 @@ class Workers:
 
 
 class _Worker:
-    """A process forked off this one. It ends when this one does, however that ends: its pipe is closed then."""
+    """A process forked off this one. It ends when this one does, however that ends: its pipe is closed then.
 
-    def __init__(self, decode: Callable[[int], np.ndarray], slots: np.ndarray, others: list[_Worker]) -> None:
+    It joins its group.
+    """
+
+    def __init__(self, decode: Callable[[int], np.ndarray], slots: np.ndarray, group: list[_Worker]) -> None:
         self._connection, theirs = Pipe()
-        self._lock = threading.Lock()
-        self._status: int | None = None  # when it has ended
-        # Ctrl-C and the like may be sent to all processes of a run; only the training process decides what they mean.
-        asking = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, asking)
-        try:
-            self.pid = os.fork()
-            if self.pid == 0:
-                try:
-                    gc.freeze()  # what is garbage there is not freed here: it may be on a GPU
-                    for worker in (self, *others):
-                        worker._connection.close()  # else it would not notice that nobody is at the other end
-                    _serve(decode, slots, theirs)
-                finally:
-                    os._exit(0)  # whatever it is: nothing of the training process runs here
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            theirs.close()
+
+        def life() -> None:
+            for worker in (self, *group):
+                worker._connection.close()  # else it would not notice that nobody is at the other end
+            _serve(decode, slots, theirs)
+
+        with signals_blocked(), theirs:
+            self._process = Forked(life)
+            self.pid = self._process.pid
+            group.append(self)  # here, as a Ctrl-C that was waiting comes now
 
     def ask(self, slot: int, rows: np.ndarray) -> None:
         """Have rows decoded into a slot."""
@@ -165,28 +155,12 @@ class _Worker:
         return f"did not answer for {SILENCE} s"
 
     def end(self) -> int | None:
-        """Kill the process if there is still one, and wait for its end. Its status; None: it cannot be killed."""
-        with self._lock:
-            deadline = time.monotonic() + 5  # such as one that waits for a disk
-            while self._status is None and time.monotonic() < deadline:
-                try:
-                    os.kill(self.pid, signal.SIGKILL)  # changes nothing for one that is ending
-                    pid, status = os.waitpid(self.pid, os.WNOHANG)
-                except (ChildProcessError, ProcessLookupError):
-                    return None
-                if pid:
-                    self._status = status
-                else:
-                    time.sleep(0.001)
-            return self._status
+        """Kill the process if there is still one, and wait for its end. Its exit code; None: it cannot be killed."""
+        return self._process.end()
 
     def _ending(self) -> str:
-        status = self.end()
-        if status is not None and os.WIFSIGNALED(status):
-            number = os.WTERMSIG(status)
-            name = {int(known): known.name for known in signal.Signals}.get(number, f"signal {number}")
-            return f"was killed by {name}{' (often: out of memory)' if name == 'SIGKILL' else ''}"
-        return "has ended"
+        code = self.end()
+        return killed_by(code) if code is not None and code < 0 else "has ended"
 
 
 def _serve(decode: Callable[[int], np.ndarray], slots: np.ndarray, connection: Connection) -> None:
