@@ -26,6 +26,7 @@ import torch
 from gan.data.packing import pack
 from gan.data.process_pool import default_workers
 
+_NAMES = {"plain": "plain", "0": "no other process", "1": "1 worker process"}
 PHOTOGRAPHS = "clothing-photos.zip"  # in the folder that GAN_TEST_DATA names
 
 
@@ -63,9 +64,9 @@ def processor_seconds() -> float:
 def measure(source: Path, size: int, most: int, rounds: int) -> dict[str, Any]:
     """Images per second of each way, in turn."""
     with tempfile.TemporaryDirectory() as folder:
-        dests = {name: Path(folder) / f"{name}.zip" for name in ("plain", *(f"{n}" for n in range(1, most + 1)))}
+        dests = {name: Path(folder) / f"{name}.zip" for name in ("plain", *(f"{n}" for n in range(most + 1)))}
         ways: dict[str, Callable[[], int]] = {"plain": lambda: plain(source, dests["plain"], size)}
-        for n in range(1, most + 1):
+        for n in range(most + 1):
             ways[f"{n}"] = lambda n=n: pack(source, dests[f"{n}"], resolution=(size, size), workers=n).num_images
         rates: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for turn in range(rounds + 1):
@@ -81,7 +82,7 @@ def measure(source: Path, size: int, most: int, rounds: int) -> dict[str, Any]:
     result: dict[str, Any] = {"images": images}
     for name, pairs in rates.items():
         walls, cores = zip(*pairs, strict=True)
-        result[name if name == "plain" else f"{name} process{'es' * (name != '1')}"] = {
+        result[_NAMES.get(name, f"{name} worker processes")] = {
             **{"wall_median": statistics.median(walls), "wall_min": min(walls), "wall_max": max(walls)},
             "per_core_median": statistics.median(cores),
             "wall_to_plain": statistics.median(a[0] / b[0] for a, b in zip(pairs, rates["plain"], strict=True)),
@@ -105,9 +106,9 @@ def main() -> None:
         for name, found in results[f"{size} px"].items():
             if name != "images":
                 wall, core = found["wall_median"], found["per_core_median"]
-                ratios = f"{found['wall_to_plain']:.2f} x plain, {found['wall_to_one']:.2f} x one process"
+                ratios = f"{found['wall_to_plain']:.2f} x plain, {found['wall_to_one']:.2f} x one worker"
                 per_core = f"{core:5.0f} per core ({found['per_core_to_plain']:.2f} x plain)"
-                print(f"{size:4d} px  {name:12s} {wall:5.0f} images/s ({ratios}), {per_core}")
+                print(f"{size:4d} px  {name:18s} {wall:5.0f} images/s ({ratios}), {per_core}")
     harness.write("pack", results)
 
 

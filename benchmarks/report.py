@@ -70,6 +70,16 @@ def quality() -> None:
         row(line["curve"].removeprefix("Loss/"), line["third"], *means, difference, f"{line['spread']:.3f}")
 
 
+def pack() -> None:
+    header("size", "way", "images/s", "to plain", "to one worker", "per core, to plain")
+    for size, ways in results("pack").items():
+        for way, rate in ways.items():
+            if way != "images":
+                spread = f"{rate['wall_median']:.0f} ({rate['wall_min']:.0f} to {rate['wall_max']:.0f})"
+                ratios = (f"{rate[key]:.2f}" for key in ("wall_to_plain", "wall_to_one", "per_core_to_plain"))
+                row(size, way, spread, *ratios)
+
+
 def faults() -> None:
     header("fault", "times", "runs", "lost, torn or different", "besides")
     for name, fault in results("faults").items():
@@ -78,7 +88,7 @@ def faults() -> None:
 
 
 def main() -> None:
-    for table in (train_step, scaling, profile, quality, faults):
+    for table in (train_step, scaling, profile, quality, pack, faults):
         if (harness.RESULTS / f"{table.__name__}.json").exists():
             print(f"\n## {table.__name__}\n")
             table()

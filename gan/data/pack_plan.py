@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import PIL
+import PIL.Image
 
 from gan.data.label_files import choose_labels
 from gan.data.label_matching import Label, Labels
@@ -71,6 +71,7 @@ def make_plan(
     Raises GanError where none can be used, where labels are missing altogether, or where the images differ in size
     or have a size that cannot be trained on and no resolution was given.
     """
+    PIL.Image.init()  # here once, and not in every process
     labels = choose_labels(source, options.labels)
     headers: dict[int, Header] = {}
     skipped: list[Skipped] = [*source.lost]

@@ -39,7 +39,7 @@ class PackedImage:
     digest: str = ""
     """of the pixels as packed, hex"""
     perceptual_hash: int = 0
-    """of the upright image"""
+    """of the pixels as packed"""
     transparent: bool = False
     """the original is, or may be, somewhere"""
     bad_profile: str | None = None
@@ -100,7 +100,7 @@ class ImagePacker:
             return PackedImage(index, f"is {made[0]}x{made[1]}, unlike its header says")
         digest = hashlib.sha1(repr(pixels.shape).encode(), usedforsecurity=False)  # the quickest of the good ones
         digest.update(pixels.data)
-        hash_ = perceptual_hash(upright)
+        hash_ = perceptual_hash(Image.fromarray(pixels))
         return PackedImage(index, None, digest.hexdigest(), hash_, transparent, bad_profile, self._png(index, pixels))
 
     def _png(self, index: int, pixels: np.ndarray) -> bytes | None:

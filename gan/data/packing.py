@@ -123,9 +123,8 @@ def scan(
     count = default_workers() if workers is None else workers
     plan = make_plan(opened, settings, count, to_look=True, progress=progress)
     indices = list(plan.headers)
-    shown = (
-        frozenset(indices[i * len(indices) // MAX_PICTURES] for i in range(MAX_PICTURES)) if indices else frozenset()
-    )
+    sample = range(MAX_PICTURES if indices else 0)
+    shown = frozenset(indices[i * len(indices) // MAX_PICTURES] for i in sample)
     images: list[PackedImage] = []
     thumbnails: list[np.ndarray] = []
     for image in packed_images(ImagePacker(plan, thumbnails_of=shown), indices, count, say):

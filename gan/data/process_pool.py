@@ -102,13 +102,11 @@ class _Pool(Generic[Item, Result]):
         for index in range(len(self._items)):
             while index not in self._done:
                 if self._processes:
-                    self._receive(timeout=1)
+                    self._receive()
                 else:
                     self._done[index] = _answer(self._function, self._items, index)
             self._in_flight.pop(index, None)
             self._ask()
-            if self._processes:
-                self._receive(timeout=0)  # whoever has something to tell goes on while this result is being used
             yield self._items[index], self._done.pop(index)
 
     def close(self) -> None:
@@ -165,16 +163,16 @@ class _Pool(Generic[Item, Result]):
             without = "the work is now done by this one process, slowly"
             self._report(too_few(self._wanted, before, problem, without))
 
-    def _receive(self, timeout: float) -> None:
-        """Take what the processes have, and see to those that are gone. Some time at most is spent waiting."""
+    def _receive(self) -> None:
+        """Wait a second at most for what the processes have, and see to those that are gone."""
         began = time.monotonic()
-        ready = wait([process.answers for process in self._processes], timeout)
+        ready = wait([process.answers for process in self._processes], 1)
         # Seconds that this process waits, too: both may have been stopped by Ctrl-Z.
-        waited = min(time.monotonic() - began, timeout)
+        waited = min(time.monotonic() - began, 1)
         for process in list(self._processes):
             if process.answers in ready:
                 self._take(process)
-            elif timeout and process.asked:
+            elif process.asked:
                 process.silent += waited
                 if process.silent >= self._silence:
                     self._lose(process, f"its process did not answer for {self._silence:g} s")

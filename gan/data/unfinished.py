@@ -257,8 +257,7 @@ class UnfinishedZip(Unfinished):
 
     def _write(self, name: str, data: bytes) -> Entry:
         entry = Entry(name, self._end, len(data), zlib.crc32(data))
-        self._end += self._file.write(_zip_info(entry).FileHeader())
-        self._end += self._file.write(data)
+        self._end += self._file.write(_zip_info(entry).FileHeader() + data)
         return entry
 
     def _hand_over(self) -> None:
