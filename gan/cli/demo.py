@@ -44,7 +44,7 @@ That was the whole job, in {minutes} min {seconds:02d} s. What it wrote:
   {out / "grid.png"}  seeds {_SEEDS}
 
 What to try next:
-  python dataset_tool.py --source YOUR_PHOTOS --dest mine.zip --resolution 256x256 --transform center-crop
+  python dataset_tool.py --source YOUR_PHOTOS --dest mine.zip --resolution 256x256
       then: python train.py --data mine.zip
   python train.py --resume {shlex.quote(str(run_dir))} --kimg 200
       goes on with this run; Ctrl-C stops it, and it loses nothing
