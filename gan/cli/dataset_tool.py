@@ -12,11 +12,12 @@ from typing import Any
 import click
 
 from gan.cli.command import Command, Option, problems_of
-from gan.cli.options import SizeType
+from gan.cli.options import SizeType, accepted
 from gan.data.pack_options import CHANNELS, PackOptions
 from gan.data.pack_plan import Progress, nothing_usable
-from gan.data.packing import SCAN_FILE, SHEET_FILE, PackSummary, checked, pack, scan
+from gan.data.packing import PackSummary, checked, pack, scan
 from gan.data.scan_result import counted
+from gan.data.sources.folder import SCAN_FILE, SHEET_FILE
 from gan.data.transforms import RESIZE_FILTERS, TRANSFORMS
 from gan.errors import GanError, UsageError, printable
 from gan.files import readable_size
@@ -111,15 +112,13 @@ def dataset_tool(
         python dataset_tool.py --source demo --dest demo.zip
     """
     problems = list(problems_of(ctx))
-    broken = {problem.split()[0].rstrip(":") for problem in problems}
-    if not broken & {"--resolution", "--width", "--height"}:
+    size_problems = [problem for problem in problems if problem.startswith(("--resolution", "--width", "--height"))]
+    if not size_problems:
         settings["resolution"], size_problems = _chosen_size(settings["resolution"], width, height)
         problems += size_problems
-        broken |= {"--resolution"} if size_problems else set()
-    if broken & {"--resolution", "--width", "--height"}:
+    if size_problems:
         settings.update(resolution=None, transform=None)  # what hangs on the size is not judged without it
-    given = {name: value for name, value in settings.items() if f"--{name.replace('_', '-')}" not in broken}
-    options = PackOptions(**given)
+    options = PackOptions(**accepted(settings, problems))
     if workers is not None and workers < 0:
         problems.append(f"--workers {workers}: must be at least 1, or 0 for no other process")
     if scan_only:

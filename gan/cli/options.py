@@ -62,11 +62,6 @@ class SizeType(click.ParamType):
         return int(match[1]), int(match[2] or match[1])
 
 
-def default(name: str) -> Any:
-    """The default of a field of TrainOptions; None for what is no field."""
-    return TrainOptions.__dataclass_fields__[name].default if name in TrainOptions.__dataclass_fields__ else None
-
-
 def train_options(names: Sequence[str] | None = None, helps: Mapping[str, str] | None = None) -> list[click.Parameter]:
     """The command line options of these fields of TrainOptions, or of all; `helps` replaces help texts."""
     hints, other = get_type_hints(TrainOptions), helps or {}
@@ -76,8 +71,13 @@ def train_options(names: Sequence[str] | None = None, helps: Mapping[str, str] |
 
 def parsed(values: Mapping[str, Any], problems: Sequence[str]) -> TrainOptions:
     """The options as typed; those whose value was refused, as `problems` say, have their default."""
+    return TrainOptions(**accepted(values, problems))
+
+
+def accepted(values: Mapping[str, Any], problems: Sequence[str]) -> dict[str, Any]:
+    """The values as typed, without those that were refused, as `problems` say."""
     broken = {problem.split()[0].rstrip(":") for problem in problems}
-    return TrainOptions(**{k: default(k) if v is None and flag(k) in broken else v for k, v in values.items()})
+    return {name: value for name, value in values.items() if value is not None or flag(name) not in broken}
 
 
 def limit_spinning() -> None:

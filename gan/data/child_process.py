@@ -13,6 +13,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from gan.errors import GanError
+
 SILENCE = 300  # seconds after which a process that does not answer is given up
 
 _PATIENCE = 5  # seconds for a process that was killed: it may wait for a disk that is gone
@@ -114,3 +116,11 @@ def too_few(started: int, wanted: int, problem: object, without: str) -> str:
     """For people, that processes could not be started; `without` is what happens if there is none at all."""
     rest = "" if started else f"; {without}"
     return f"only {started} of {wanted} worker processes could be started ({problem}){rest}"
+
+
+def failure(error: Exception) -> str:
+    """What a child's work raised, in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, GanError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -12,8 +12,7 @@ from multiprocessing.connection import Connection, Pipe
 
 import numpy as np
 
-from gan.data.child_process import SILENCE, Forked, killed_by, signals_blocked, too_few
-from gan.errors import GanError
+from gan.data.child_process import SILENCE, Forked, failure, killed_by, signals_blocked, too_few
 
 Request = tuple[np.ndarray, np.ndarray]
 """int64 indices of a batch's images `[batch]`, and rows of those that are to be decoded `[rows]`"""
@@ -175,8 +174,7 @@ def _serve(decode: Callable[[int], np.ndarray], slots: np.ndarray, connection: C
             for image, row in zip(slots[slot, : len(rows)], rows.tolist(), strict=True):
                 image[:] = decode(row)
         except Exception as error:
-            kind = "" if isinstance(error, GanError) else f"{type(error).__name__}: "
-            problem = f"failed ({kind}{' '.join(str(error).split())})"
+            problem = f"failed ({failure(error)})"
         try:
             connection.send(problem)
         except OSError:

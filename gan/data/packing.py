@@ -23,13 +23,12 @@ from gan.data.process_pool import default_workers
 from gan.data.scan_report import scan_lines
 from gan.data.scan_result import Scan, summarise
 from gan.data.sources import Source, open_source
+from gan.data.sources.folder import SCAN_FILE, SHEET_FILE
 from gan.data.unfinished import Unfinished, open_unfinished
 from gan.errors import GanError, UsageError
 from gan.files import write_png, write_text
 
 Report = Callable[[str], None]  # takes a line for people
-
-SCAN_FILE, SHEET_FILE = "scan.json", "scan.png"
 
 
 @dataclass(frozen=True)

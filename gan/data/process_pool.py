@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, Generic, TypeVar
 
-from gan.data.child_process import SILENCE, Child, Forked, Spawned, killed_by, signals_blocked, too_few
-from gan.errors import GanError
+from gan.data.child_process import SILENCE, Child, Forked, Spawned, failure, killed_by, signals_blocked, too_few
 
 BUDGET = 2**30  # bytes
 
@@ -194,7 +193,7 @@ class _Pool(Generic[Item, Result]):
         try:
             self._done[index] = pickle.loads(answer)
         except Exception as error:  # there is no memory for it, or it is of a strange kind
-            self._done[index] = Failed(f"its result cannot be taken ({_one_line(error)})")
+            self._done[index] = Failed(f"its result cannot be taken ({failure(error)})")
 
     def _lose(self, process: _Process, problem: str) -> None:
         self._processes.remove(process)
@@ -286,18 +285,11 @@ def _pickled(function: Callable[[Any], Any], items: Sequence[Any], index: int) -
     try:
         return pickle.dumps(_answer(function, items, index), pickle.HIGHEST_PROTOCOL)
     except Exception as error:
-        return pickle.dumps(Failed(f"its result cannot be sent ({_one_line(error)})"))
+        return pickle.dumps(Failed(f"its result cannot be sent ({failure(error)})"))
 
 
 def _answer(function: Callable[[Item], Result], items: Sequence[Item], index: int) -> Result | Failed:
     try:
         return function(items[index])
     except Exception as error:
-        return Failed(_one_line(error))
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, GanError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+        return Failed(failure(error))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from gan.data.dataset_files import LABEL_FILE
 from gan.data.duplicates import near_duplicates
+from gan.data.pack_options import PackOptions
 from gan.data.pack_plan import Plan, Progress, Skipped
 from gan.data.packed_image import PackedImage
 from gan.data.transforms import enlargement
@@ -77,7 +78,7 @@ def counted(number: int, thing: str, plural: str = "s") -> str:
 
 def summarise(plan: Plan, images: Sequence[PackedImage], progress: Progress | None = None) -> Scan:
     """The result of a pass over the images of a plan."""
-    names, options, labels = plan.source.names, plan.options, plan.labels
+    names, labels = plan.source.names, plan.labels
     usable = [image for image in images if image.problem is None]
     notes = [*plan.source.notes, *(labels.notes if labels is not None else [])]
     exact, near = _duplicates(usable, notes, progress)
@@ -103,12 +104,8 @@ def summarise(plan: Plan, images: Sequence[PackedImage], progress: Progress | No
         exact_duplicates=named(exact),
         near_duplicates=named(near),
         label_conflicts=named([group for group in exact + near if has_conflict(group)]),
-        enlarged={}
-        if options.resolution is None
-        else _enlarged(sizes, options.effective_transform, options.resolution),
-        distorted=0
-        if options.resolution is None
-        else _distorted(sizes, options.effective_transform, options.resolution),
+        enlarged=_enlarged(sizes, plan.options),
+        distorted=_distorted(sizes, plan.options),
         transparent=sum(image.transparent for image in usable),
         bad_profiles={names[image.index]: image.bad_profile for image in usable if image.bad_profile is not None},
         labels_from=labels.origin if labels is not None else None,
@@ -137,15 +134,19 @@ def _duplicates(
     return [group for group in places.values() if len(group) > 1], [[firsts[i] for i in group] for group in alike]
 
 
-def _enlarged(sizes: dict[str, Size], transform: str, resolution: Size) -> dict[str, float]:
+def _enlarged(sizes: dict[str, Size], options: PackOptions) -> dict[str, float]:
     """Images that become larger, and how many times, the worst first."""
+    transform, resolution = options.effective_transform, options.resolution
+    if resolution is None:
+        return {}
     factors = {name: enlargement(transform, size, resolution) for name, size in sizes.items()}
     return {name: round(f, 2) for name, f in sorted(factors.items(), key=lambda item: -item[1]) if f > 1}
 
 
-def _distorted(sizes: dict[str, Size], transform: str, resolution: Size) -> int:
+def _distorted(sizes: dict[str, Size], options: PackOptions) -> int:
     """How many images change their proportions by more than 2 %."""
-    if transform not in ("none", "stretch"):
+    resolution = options.resolution
+    if resolution is None or options.effective_transform not in ("none", "stretch"):
         return 0
     changes = (width * resolution[1] / (height * resolution[0]) for width, height in sizes.values())
     return sum(not 0.98 < change < 1.02 for change in changes)
@@ -169,7 +170,7 @@ def _class_counts(plan: Plan, indices: Sequence[int]) -> dict[str, int]:
         label = plan.label(index)
         counts.update([label] if isinstance(label, int) else [i for i, value in enumerate(label or []) if value])
     names = plan.labels.class_names
-    if names is None and any(isinstance(plan.label(index), list) for index in indices[:1]):
+    if names is None and _label_width(plan) is not None:
         return {}
     number = len(names) if names is not None else max(counts, default=-1) + 1
     return {names[i] if names is not None else str(i): counts[i] for i in range(number)}

@@ -17,7 +17,7 @@ from gan.data.sources.base import FileSource, counted, digest, file_version, sor
 from gan.errors import GanError, printable
 
 # What --scan-only writes: a sheet of images is none itself. Other programs name notes on an image scan.png alike.
-_SCAN, _SHEET, _SCAN_START = "scan.json", "scan.png", b'{\n "source": "'
+SCAN_FILE, SHEET_FILE, _SCAN_START = "scan.json", "scan.png", b'{\n "source": "'
 
 
 class FolderSource(FileSource):
@@ -27,7 +27,7 @@ class FolderSource(FileSource):
         self._root = Path(name)
         files, unread, notes = _files_below(self._root)
         found = sort_out(files, self._first_bytes)
-        sheets = {path for path in found.images if posixpath.basename(path) == _SHEET and self._is_sheet(path)}
+        sheets = {path for path in found.images if posixpath.basename(path) == SHEET_FILE and self._is_sheet(path)}
         super().__init__(name, [path for path in found.images if path not in sheets])
         self.lost = sorted(unread + found.lost)
         self.ignored = sorted([*found.ignored, *sheets])
@@ -44,7 +44,7 @@ class FolderSource(FileSource):
         return labels_inside(self.name, self.names, self.ignored, self._label_file)
 
     def _is_sheet(self, path: str) -> bool:
-        return self._first_bytes(posixpath.join(posixpath.dirname(path), _SCAN)).startswith(_SCAN_START)
+        return self._first_bytes(posixpath.join(posixpath.dirname(path), SCAN_FILE)).startswith(_SCAN_START)
 
     def _version(self, path: str) -> str:
         try:
