@@ -357,8 +357,11 @@ for i, result in results:
 """
 
 
-def program(*args: str, **options) -> tuple[subprocess.Popen, list[int]]:
-    """The program in a process group of its own, and its worker processes."""
+def program(*args: str, sigint=signal.SIG_DFL) -> tuple[subprocess.Popen, list[int]]:
+    """The program in a process group of its own, and its worker processes.
+
+    `sigint`: what it finds, whether or not these tests are a background job, which ignores it.
+    """
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *args],
         cwd=ROOT,
@@ -366,7 +369,7 @@ def program(*args: str, **options) -> tuple[subprocess.Popen, list[int]]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        **options,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
     )
     assert process.stdout is not None
     pids = [int(pid) for pid in process.stdout.readline().split()]
@@ -421,7 +424,7 @@ def test_a_program_that_ends_in_the_middle_does_not_hang():
 @linux
 def test_processes_ignore_the_signals_that_their_parent_was_started_to_ignore():
     """As in a background job of a shell script."""
-    process, pids = program(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    process, pids = program(sigint=signal.SIG_IGN)
     os.killpg(process.pid, signal.SIGINT)
     for pid in pids:
         os.kill(pid, signal.SIGTERM)
