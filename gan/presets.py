@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-PRETRAINED = ("ffhq256", "ffhq512", "ffhq1024", "celebahq256", "lsundog256")
+PRETRAINED_BASE = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/"
+PRETRAINED = {  # name: file below the base address; trained to start other runs from
+    "ffhq256": "transfer-learning-source-nets/ffhq-res256-mirror-paper256-noaug.pkl",
+    "ffhq512": "transfer-learning-source-nets/ffhq-res512-mirror-stylegan2-noaug.pkl",
+    "ffhq1024": "transfer-learning-source-nets/ffhq-res1024-mirror-stylegan2-noaug.pkl",
+    "celebahq256": "transfer-learning-source-nets/celebahq-res256-mirror-paper256-kimg100000-ada-target0.5.pkl",
+    "lsundog256": "transfer-learning-source-nets/lsundog-res256-paper256-kimg100000-noaug.pkl",
+}
 
 _BLIT = ("xflip", "rotate90", "xint")
 _GEOM = ("scale", "rotate", "aniso", "xfrac")

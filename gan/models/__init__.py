@@ -7,7 +7,8 @@ import inspect
 import torch
 
 from gan import augment, networks
-from gan.models.snapshot import Snapshot, load, save
+from gan.models.opening import load
+from gan.models.snapshot import Snapshot, save
 from gan.models.transfer import TransferReport, transfer
 from torch_utils import persistence
 

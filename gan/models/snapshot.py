@@ -1,23 +1,18 @@
-"""The snapshot file: networks to share, sample and transfer."""
+"""What a model file holds, and how ours are written: networks to share, sample and transfer."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
-from gan.errors import GanError
 from gan.files import atomic_path
-from gan.models import rebuild
 from gan.networks import Discriminator, Generator
 from torch_utils import persistence
-from torch_utils.safe_pickle import Opaque, StoredArray, StoredTensor
 
-_NETWORKS = ("G", "D", "G_ema")
 _TRANSIENT = ("half_dtype", "prepared")  # what a network computes in here and now, not a property of it
 
 
@@ -30,21 +25,14 @@ class Snapshot:
     G_ema: Generator | None
     augment_p: float | None  # overall augmentation probability, None if there was no augmentation
     training_set_kwargs: dict[str, Any] = field(default_factory=dict)
-    source: str = ""  # the file
+    source: str = ""  # the file or address it came from
+    kind: str = ""  # its format: "snapshot of the PyTorch generation"
+    notes: Sequence[str] = ()  # what had to be assumed or left out, for the user to know
 
-
-def load(path: str | os.PathLike[str]) -> Snapshot:
-    """Open a snapshot of ours or of the public PyTorch generation. Nothing in the file is executed.
-
-    Raises GanError, naming the file, if it cannot be read, is no snapshot, or holds networks that are not ours.
-    """
-    source = os.fspath(path)
-    try:
-        return _snapshot(persistence.load(source), source)
-    except OSError as error:
-        raise GanError(f"{source}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise GanError(f"{source}: {' '.join(str(error).split())}") from error
+    @property
+    def generator(self) -> Generator | None:
+        """The one to sample from: the moving average if there is one."""
+        return self.G_ema or self.G
 
 
 def save(
@@ -69,48 +57,3 @@ def save(
     }
     with atomic_path(os.fspath(path)) as temporary:
         persistence.dump(content, temporary, transient=_TRANSIENT)
-
-
-def _snapshot(content: object, source: str) -> Snapshot:
-    if isinstance(content, tuple) and len(content) == 3 and all(isinstance(part, Opaque) for part in content):
-        raise ValueError("it looks like a snapshot of the TensorFlow generation, which cannot be opened yet")
-    if not isinstance(content, dict) or not any(content.get(name) is not None for name in _NETWORKS):
-        raise ValueError("it is not a network snapshot (no G, D or G_ema in it)")
-    generators = [content[name] for name in ("G", "G_ema") if content.get(name) is not None]
-    successor = any(rebuild.is_successor(stored) for stored in generators)
-    found: dict[str, Any] = {}
-    for name in _NETWORKS:
-        stored = content.get(name)
-        cls: type[torch.nn.Module] = Discriminator if name == "D" else Generator
-        try:
-            found[name] = None if stored is None else rebuild.network(stored, cls, successor)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-    return Snapshot(
-        **found,
-        augment_p=_augment_p(content.get("augment_pipe")),
-        training_set_kwargs=_training_set_kwargs(content.get("training_set_kwargs")),
-        source=source,
-    )
-
-
-def _augment_p(stored: object) -> float | None:
-    if stored is None:
-        return None
-    p = rebuild.stored_tensors(stored).get("p")
-    if p is None or p.shape != ():
-        raise ValueError("augment_pipe: no probability 'p' in it")
-    return float(p.tensor())
-
-
-def _training_set_kwargs(stored: object) -> dict[str, Any]:
-    """What is plain of it: the rest, paths of other systems for one, only informs."""
-    kwargs = {}
-    for name, value in stored.items() if isinstance(stored, dict) else ():
-        try:
-            value = persistence.plain(value)
-        except ValueError:
-            continue
-        if isinstance(name, str) and not isinstance(value, (persistence.PersistentObject, StoredTensor)):
-            kwargs[name] = np.asarray(value) if isinstance(value, StoredArray) else value
-    return kwargs
