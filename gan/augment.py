@@ -2,8 +2,6 @@
 
 All shapes are static and nothing is read back from the device, whatever p is: the transforms of all images are drawn
 at once, the geometric ones become one matrix per image and one warp, the colour ones one matrix.
-
-This text is embedded in snapshots, so it imports nothing but torch, numpy and `torch_utils.ops`.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from torch_utils.ops import upfirdn2d
+from torch_utils.ops import grid_sample, upfirdn2d
 
 # Decomposition low-pass filters of two symlets (Daubechies, Ten Lectures on Wavelets, table 8.1).
 _SYM2 = (-0.12940952255092145, 0.22414386804185735, 0.836516303737469, 0.48296291314469025)
@@ -301,8 +299,6 @@ def warp(images: torch.Tensor, inverse: torch.Tensor, lowpass: torch.Tensor) -> 
         inverse: `[N, 3, 3]`, output to input position, in pixels from the centre.
         lowpass: `[taps]`.
     """
-    from torch_utils.ops import grid_sample  # here, because programs that open snapshots may not have it
-
     height, width = images.shape[2:]
     margin = lowpass.shape[0] // 4  # output pixels beyond the border that the downsampling filter looks at
     plane = on_both_axes(images, lambda rows: _upsampled_period(rows, lowpass))

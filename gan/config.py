@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ class TrainOptions:
     target: float | None = _opt(None, "Target of --aug ada for the mean sign of D on real images  [default: 0.6]")
     augpipe: str = _opt("bgc", "Which augmentations: b blit, g geometric, c colour, f filter, n noise, c cutout")
     p_max: float = _opt(0.85, "Bound of the augmentation probability for --aug ada")
-    resume: str | None = _opt(None, "Continue: alone the newest run of --outdir, RUN_DIR that run; FILE starts from it")
+    resume: str | None = _opt(
+        None, "Continue: alone the newest run of --outdir, RUN_DIR that run; FILE, URL or NAME starts from it"
+    )
     at: float | None = _opt(
         None, "With --resume: go back to the newest kept state not beyond KIMG; move later files aside"
     )
@@ -77,6 +80,9 @@ class TrainOptions:
     precision: str = _opt("auto", "Of the high resolutions: auto is fp16 on CUDA, bf16 on CPUs that have it, else fp32")
     tf32: bool = _opt(True, "Allow TF32 in float32 products on NVIDIA GPUs; --tf32=0 is exact and slower")
     cuda_graphs: str = _opt("auto", "Launch each phase of a step as one on NVIDIA GPUs; auto does if it can")
+    allow_partial: bool = _opt(False, "With --resume FILE: start from what fits, even if that is not all of it")
+    list_tensors: bool = _opt(False, "With --resume FILE: say of each tensor what becomes of it")
+    pretrained_base: str | None = _opt(None, "Address or folder of the networks that have names")
 
 
 def flag(option: str) -> str:
@@ -99,6 +105,23 @@ class DataInfo:
     """columns of a label; 0 without --cond"""
     class_names: list[str] | None = None
     """what the columns stand for, if that is known"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceInfo:
+    """What the networks are that a new run starts from."""
+
+    channel_base: int
+    channel_max: int
+    mapping_layers: int
+    use_noise: bool
+    z_dim: int
+    w_dim: int
+    d_architecture: str | None
+    """None: there is no discriminator"""
+    generator: dict[str, Any]
+    """further arguments of its constructor, as far as they were given"""
+    discriminator: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,11 +178,13 @@ class NetworkConfig:
     use_noise: bool = True
     z_dim: int = 512
     w_dim: int = 512
+    inherited: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """arguments of "generator" and "discriminator" that come from the file that the run started from"""
 
     def generator_kwargs(self, data: DataConfig) -> dict[str, Any]:
         """Constructor arguments of `gan.networks.Generator`."""
         noise = {} if self.use_noise else {"use_noise": False}
-        return {
+        kwargs = {
             "z_dim": self.z_dim,
             "c_dim": data.label_dim,
             "w_dim": self.w_dim,
@@ -168,10 +193,11 @@ class NetworkConfig:
             "mapping_kwargs": {"num_layers": self.mapping_layers},
             "synthesis_kwargs": {**self._common(), "fp16_channels_last": True, **noise},
         }
+        return _merged(kwargs, self.inherited.get("generator", {}))
 
     def discriminator_kwargs(self, data: DataConfig) -> dict[str, Any]:
         """Constructor arguments of `gan.networks.Discriminator`."""
-        return {
+        kwargs = {
             "c_dim": data.label_dim,
             "img_resolution": data.img_resolution,
             "img_channels": data.channels,
@@ -181,6 +207,7 @@ class NetworkConfig:
             "mapping_kwargs": {},
             "epilogue_kwargs": {"mbstd_group_size": self.mbstd_group_size},
         }
+        return _merged(kwargs, self.inherited.get("discriminator", {}))
 
     def _common(self) -> dict[str, Any]:
         return {
@@ -255,7 +282,7 @@ class TrainConfig:
     precision: str
     tf32: bool
     init_from: str | None = None
-    """snapshot whose weights the run starts from"""
+    """model file whose weights the run starts from: its path, address or name"""
     cache: str = "auto"
     cache_dir: str | None = None
     cuda_graphs: str = "auto"
@@ -271,6 +298,10 @@ class TrainConfig:
     """`batch_gpu` is only the most there can be: what fits is to be found when the run starts"""
     preset: str | None = None
     """--cfg, or demo; None: not known, the run was started by an earlier version"""
+    allow_partial: bool = False
+    """`init_from` need not fit as a whole"""
+    pretrained_base: str | None = None
+    """where `init_from` is if it is a name; None: where all of them are"""
 
     def phase_intervals(self) -> dict[str, int]:
         """{phase: every how many steps}, in their order within a step; a phase without weight is left out."""
@@ -379,6 +410,11 @@ def check_values(options: TrainOptions) -> list[str]:
         problems.append(f"--at {o.at:g} goes with --resume [RUN_DIR]; add it, or leave --at out")
     if o.fp32 and o.precision not in ("auto", "fp32"):
         problems.append(f"--precision {o.precision} contradicts --fp32; leave one of them out")
+    if o.resume is None:
+        for option in ("allow_partial", "list_tensors", "pretrained_base"):
+            if getattr(o, option):
+                name = "--" + option.replace("_", "-")
+                problems.append(f"{name} goes with --resume FILE; add it, or leave {name} out")
     if o.desc is not None and ("/" in o.desc or "\\" in o.desc):
         problems.append(f"--desc {o.desc}: becomes part of a folder name; leave out the slashes")
     return problems + check_cache(o.cache, o.cache_dir)
@@ -421,7 +457,7 @@ def check_cache(cache: str, cache_dir: str | None) -> list[str]:
 
 def check_resume_name(resume: str) -> str | None:
     """The problem with a --resume that names neither a file, a folder, nor a pretrained network."""
-    if Path(resume).exists() or resume in PRETRAINED or "://" in resume:
+    if os.path.exists(resume) or resume in PRETRAINED or "://" in resume:
         return None
     close = difflib.get_close_matches(resume, PRETRAINED, n=1)
     hint = (
@@ -432,8 +468,8 @@ def check_resume_name(resume: str) -> str | None:
     return f"--resume {resume}: no such file or folder{hint}"
 
 
-def resolve(options: TrainOptions, data: DataInfo) -> TrainConfig:
-    """The configuration of a new run.
+def resolve(options: TrainOptions, data: DataInfo, source: SourceInfo | None = None) -> TrainConfig:
+    """The configuration of a new run. What was not typed is that of the networks that it starts from, then the preset.
 
     Raises UsageError with every problem, those of `check_options` included.
     """
@@ -467,17 +503,7 @@ def resolve(options: TrainOptions, data: DataInfo) -> TrainConfig:
             subset=o.subset,
             class_names=data.class_names,
         ),
-        network=NetworkConfig(
-            channel_base=o.cbase or preset.channel_base or (32768 if res >= 512 else 16384),
-            channel_max=o.cmax or preset.channel_max,
-            mapping_layers=o.map_depth or preset.mapping_layers,
-            num_fp16_res=0 if fp32 else 4,
-            conv_clamp=None if fp32 else 256,
-            mbstd_group_size=mbstd,
-            d_architecture=preset.d_architecture,
-            freeze_layers=o.freezed,
-            use_noise=preset.use_noise,
-        ),
+        network=_network_config(o, preset, source, res, mbstd),
         loss=LossConfig(
             r1_gamma=_first(o.gamma, preset.gamma, 0.0002 * (data.height * data.width) / batch),
             pl_weight=preset.pl_weight,
@@ -511,15 +537,15 @@ def resolve(options: TrainOptions, data: DataInfo) -> TrainConfig:
         keep_states=o.keep_states,
         on_divergence=o.on_divergence,
         preset="demo" if o.demo else o.cfg,
+        allow_partial=o.allow_partial,
+        pretrained_base=o.pretrained_base,
     )
     if o.batch_gpu is not None:
         config = with_batch_gpu(config, o.batch_gpu)
     problems += check_division(config)
-    if config.network.channel_base < res:
-        problems.append(
-            f"--cbase {config.network.channel_base}: leaves no channels at {data.width}x{data.height}; "
-            f"give at least {res}"
-        )
+    narrowest = min([config.network.channel_base, *_own_widths(config.network)])
+    if narrowest < res:
+        problems.append(f"--cbase {narrowest}: leaves no channels at {data.width}x{data.height}; give at least {res}")
     if problems:
         raise UsageError(problems)
     return config
@@ -599,6 +625,50 @@ def _augment_config(o: TrainOptions, preset: Preset) -> AugmentConfig:
         ada_kimg=100 if o.resume else preset.ada_kimg,
         p_max=o.p_max,
     )
+
+
+def _network_config(o: TrainOptions, preset: Preset, source: SourceInfo | None, res: int, mbstd: int) -> NetworkConfig:
+    fp32 = o.fp32 or o.precision == "fp32"
+    settings: dict[str, Any] = {
+        "num_fp16_res": 0 if fp32 else 4,
+        "conv_clamp": None if fp32 else 256,
+        "mbstd_group_size": mbstd,
+        "freeze_layers": o.freezed,
+    }
+    if source is None:
+        return NetworkConfig(
+            channel_base=o.cbase or preset.channel_base or (32768 if res >= 512 else 16384),
+            channel_max=o.cmax or preset.channel_max,
+            mapping_layers=o.map_depth or preset.mapping_layers,
+            d_architecture=preset.d_architecture,
+            use_noise=preset.use_noise,
+            **settings,
+        )
+    typed = {name for name, value in (("channel_base", o.cbase), ("channel_max", o.cmax)) if value is not None}
+    discriminator = {name: value for name, value in source.discriminator.items() if name not in typed}
+    return NetworkConfig(
+        channel_base=o.cbase or source.channel_base,
+        channel_max=o.cmax or source.channel_max,
+        mapping_layers=o.map_depth or source.mapping_layers,
+        d_architecture=source.d_architecture or preset.d_architecture,
+        use_noise=source.use_noise,
+        z_dim=source.z_dim,
+        w_dim=source.w_dim,
+        inherited={"generator": source.generator, "discriminator": discriminator},
+        **settings,
+    )
+
+
+def _own_widths(network: NetworkConfig) -> list[int]:
+    """channel_base of a network that has one of its own."""
+    bases = (kwargs.get("channel_base") for kwargs in network.inherited.values())
+    return [base for base in bases if base is not None]
+
+
+def _merged(kwargs: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """Arguments, with those of nested dicts, and others that win."""
+    nested = {name: {**kwargs.get(name, {}), **value} for name, value in others.items() if isinstance(value, dict)}
+    return {**kwargs, **others, **nested}
 
 
 def _preset(o: TrainOptions) -> Preset:

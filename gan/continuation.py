@@ -23,6 +23,7 @@ _HONOURED: dict[str, str] = {  # option: where it goes
     "tick": "tick_kimg",
     **{name: name for name in ("snap", "keep", "keep_every", "save_every", "keep_states", "on_divergence")},
     **{name: name for name in ("gpus", "workers", "device", "tf32", "cache", "cache_dir", "cuda_graphs")},
+    "pretrained_base": "pretrained_base",  # for a run that was stopped before its first state, and so begins anew
 }
 
 _NETWORKS, _LOSS = "the networks are what they are", "what is learned depends on it"
@@ -48,6 +49,7 @@ _REFUSED: dict[str, tuple[Callable[[TrainConfig], Any], str]] = {  # option: (wh
     "target": (lambda c: c.augment.target, _LOSS),
     "p_max": (lambda c: c.augment.p_max, _LOSS),
     "desc": (lambda c: c.desc, "it is part of the name of the folder"),
+    "allow_partial": (lambda c: c.allow_partial, "which weights it started from is settled"),
 }
 
 
@@ -85,6 +87,8 @@ def continued(config: TrainConfig, options: TrainOptions, given: Collection[str]
                     f"{flag(option)} {_shown(value)}: the run has {_shown(has)}, and {why}; leave it out, or start a "
                     f"new run from its weights with --data DATASET --resume SNAPSHOT"
                 )
+    if "list_tensors" in given and options.list_tensors:
+        problems.append("--list-tensors: a run that continues takes over all tensors of its own; leave it out")
     if "data" in given and options.data is not None and options.data != config.data.path:
         changes["data"] = dataclasses.replace(config.data, path=options.data)
         changed.append(f"--data {options.data}, which was {config.data.path}")

@@ -1,7 +1,7 @@
 """StyleGAN2 generator and discriminator (arXiv 1912.04958, with the changes of StyleGAN2-ADA, arXiv 2006.06676).
 
 Constructor arguments, parameter names and buffer names are a file format: snapshots are exchanged with other programs
-by them. This text itself is embedded in every snapshot, so it imports nothing but torch, numpy and `torch_utils.ops`.
+by them; `gan/models/embedded_networks.py` repeats them for programs that only use what was trained.
 
 Shapes: N batch, C channels, L = num_ws style inputs of the synthesis network, D = w_dim.
 
@@ -18,14 +18,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from gan.image_size import MAX_BASE_AREA, MIN_BASE, base_size, is_trainable, nominal_resolution
 from torch_utils.ops import bias_act, conv2d_resample, upfirdn2d
 
-# What "half precision" means where: bfloat16 has hardware on CPUs, float16 on GPUs.
-_HALF_DTYPE = {"cuda": torch.float16, "cpu": torch.bfloat16}
+# What "half precision" means where nobody said: a network out of a file draws the same picture on every CPU.
+_HALF_DTYPE = {"cuda": torch.float16}
 # A resolution: the side of a square, or [height, width].
 Resolution = int | Sequence[int]
-# The rule of gan/image_size.py: pixels of the base, where the generator starts and the discriminator ends.
-_MIN_BASE, _MAX_BASE_AREA = 4, 256
 _ACTIVATIONS = ("linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus", "swish")
 
 
@@ -343,7 +342,7 @@ class MappingNetwork(_Recorded):
     ) -> torch.Tensor:
         """Map, track the mean in training mode unless told not to, broadcast, truncate (arXiv 1812.04948, app. B)."""
         inputs = []
-        dtype = self.fc0.weight.dtype
+        dtype = (self.fc0 if self.num_layers > 0 else self.embed).weight.dtype
         if self.z_dim > 0 and z is not None:
             inputs.append(normalize_2nd_moment(z.to(dtype)))
         if self.c_dim > 0:
@@ -946,46 +945,37 @@ def _levels(img_resolution: Resolution) -> dict[int, int | list[int]]:
 
     An int stands for a square of a power of two, whichever way it was given; [height, width] for everything else.
     """
-    if not isinstance(img_resolution, int):
-        pair = list(img_resolution) if isinstance(img_resolution, Sequence) else []
-        if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
-            raise ValueError(f"img_resolution must be an int or [height, width] in pixels, not {img_resolution!r}")
-        height, width = pair
-        if height != width or not _is_power_of_two(height):
-            return _levels_of(height, width)
-        img_resolution = height
-    if img_resolution < _MIN_BASE or not _is_power_of_two(img_resolution):
+    height, width = _sides(img_resolution)
+    if height == width and height >= MIN_BASE and height & (height - 1) == 0:
+        return {2**i: 2**i for i in range(2, height.bit_length())}
+    if isinstance(img_resolution, int):
         raise ValueError(
             f"img_resolution must be a power of two of at least 4, not {img_resolution}; "
             "other sizes are given as [height, width]"
         )
-    return {2**i: 2**i for i in range(2, img_resolution.bit_length())}
-
-
-def _levels_of(height: int, width: int) -> dict[int, int | list[int]]:
-    """`_levels` of an image that is no square of a power of two."""
-    base, num_doublings = (height, width), 0
-    while base[0] % 2 == base[1] % 2 == 0 and min(base) >= 2 * _MIN_BASE:
-        base, num_doublings = (base[0] // 2, base[1] // 2), num_doublings + 1
-    if num_doublings == 0 or base[0] * base[1] > _MAX_BASE_AREA:
+    if not is_trainable((width, height)):
         raise ValueError(
             f"no network can be built for img_resolution {[height, width]}: height and width must be a * 2**n and "
-            f"b * 2**n with n >= 1, a and b at least {_MIN_BASE}, and a * b at most {_MAX_BASE_AREA}"
+            f"b * 2**n with n >= 1, a and b at least {MIN_BASE}, and a * b at most {MAX_BASE_AREA}"
         )
-    return {4 * 2**i: [base[0] * 2**i, base[1] * 2**i] for i in range(num_doublings + 1)}
+    base = base_size((width, height))
+    return {4 << i: [base[1] << i, base[0] << i] for i in range((width // base[0]).bit_length())}
 
 
-def _is_power_of_two(value: int) -> bool:
-    return value > 0 and value & (value - 1) == 0
+def _sides(img_resolution: Any) -> list[int]:
+    """`height_width` of what somebody may have given."""
+    if isinstance(img_resolution, int):
+        return [img_resolution, img_resolution]
+    pair = list(img_resolution) if isinstance(img_resolution, Sequence) else []
+    if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
+        raise ValueError(f"img_resolution must be an int or [height, width] in pixels, not {img_resolution!r}")
+    return pair
 
 
 def _nominal_resolution(resolution: Resolution) -> int:
-    """The side of the square of a power of two whose area differs by the smallest factor: it sets the channels.
-
-    Of two that differ by the same the smaller one, so that it doubles from level to level, whatever the shape.
-    """
+    """What the resolution of a block counts as: it sets the channels."""
     height, width = height_width(resolution)
-    return int(2 ** ((height * width - 1).bit_length() // 2))
+    return nominal_resolution((width, height))
 
 
 def _channels(nominal_resolution: int, channel_base: int, channel_max: int) -> int:

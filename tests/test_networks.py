@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from gan import image_size, networks
+from gan.models import embedded_networks
 from gan.networks import Discriminator, Generator, MappingNetwork, MinibatchStdLayer, modulated_conv2d
 from torch_utils.ops.conv2d_resample import conv2d_resample_ref
 from torch_utils.ops.upfirdn2d import setup_filter
@@ -373,6 +374,7 @@ class TestSizes:
             G = with_noise(small_generator(size, c_dim=3, img_channels=channels, num_fp16_res=half))
             D = small_discriminator(size, c_dim=3, img_channels=channels, num_fp16_res=half)
             for network in (G, D):
+                networks.set_half_dtype(network, torch.bfloat16)
                 if prepared:
                     networks.prepare_weights(network)
             results.append(self.gradients(G, D, z, c))
@@ -386,6 +388,8 @@ class TestSizes:
         z = torch.randn(4, 6)
         G, half_G = (with_noise(small_generator(size, num_fp16_res=n)) for n in (0, 2))
         D, half_D = (small_discriminator(size, num_fp16_res=n) for n in (0, 2))
+        for network in (half_G, half_D):
+            networks.set_half_dtype(network, torch.bfloat16)
         levels = half_G.synthesis.block_resolutions
         assert [getattr(half_G.synthesis, f"b{n}").use_fp16 for n in levels] == [n in levels[-2:] for n in levels]
         assert [getattr(half_D, f"b{n}").use_fp16 for n in levels[:0:-1]] == [n in levels[-2:] for n in levels[:0:-1]]
@@ -394,8 +398,9 @@ class TestSizes:
         assert_close(half_G(z, noise_mode="const"), img, 0.03)
         assert_close(half_D(img), D(img), 0.03)
 
-    def test_the_rule_is_that_of_image_size(self):
-        """It is written twice, as networks.py may import nothing of ours."""
+    @pytest.mark.parametrize("networks", [networks, embedded_networks], ids=["networks", "embedded_networks"])
+    def test_the_rule_is_that_of_image_size(self, networks):
+        """It is written twice, as what snapshots embed may import nothing of ours."""
         trainable = 0
         large = [(1080, 1920), (720, 1280), (512, 1024), (1536, 2048), (8192, 4096), (3 * 2**20, 2**22)]
         for height, width in [*itertools.product(range(1, 140), repeat=2), *large]:
@@ -568,6 +573,8 @@ class TestHalfPrecision:
         kwargs = {"num_fp16_res": num_fp16_res, "channel_base": 64, "channel_max": 4}
         G = Generator(6, 0, 7, 64, 3, synthesis_kwargs=kwargs)
         D = Discriminator(0, 64, 3, **kwargs)
+        for network in (G, D):
+            networks.set_half_dtype(network, torch.bfloat16)
         expected = {res: torch.bfloat16 if res in half else torch.float32 for res in (4, 8, 16, 32, 64)}
         img = torch.zeros(1, 3, 64, 64)
         assert self.computed_in(G.synthesis, lambda: G(torch.randn(1, 6))) == expected
@@ -582,11 +589,13 @@ class TestHalfPrecision:
     def test_half_is_close_to_and_force_fp32_exactly_the_full_precision(self, architecture):
         z = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
         full, half = (with_noise(small_generator(num_fp16_res=n, architecture=architecture)) for n in (0, 4))
+        networks.set_half_dtype(half, torch.bfloat16)
         img = full(z, noise_mode="const")
         assert torch.equal(half(z, noise_mode="const", force_fp32=True), img)
         assert not torch.equal(half(z, noise_mode="const"), img)
         assert_close(half(z, noise_mode="const"), img, 0.03)
         full, half = (small_discriminator(num_fp16_res=n, architecture=architecture) for n in (0, 4))
+        networks.set_half_dtype(half, torch.bfloat16)
         assert torch.equal(half(img, force_fp32=True), full(img))
         assert not torch.equal(half(img), full(img))
         assert_close(half(img), full(img), 0.03)
@@ -601,7 +610,7 @@ class TestHalfPrecision:
             assert seen.pop(16) == dtype
             assert set(seen.values()) == {torch.float32}
             networks.set_half_dtype(network, None)
-            assert self.computed_in(network, run)[16] == torch.bfloat16
+            assert self.computed_in(network, run)[16] == torch.float32  # on a CPU
 
     def test_the_clamp_bounds_what_half_precision_blocks_hand_on(self):
         G = small_generator(conv_clamp=0.1)

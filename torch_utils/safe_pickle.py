@@ -1,25 +1,37 @@
 """Read pickles that anyone may have written, without running anything that they ask for.
 
-A pickle is a program: it names functions and calls them. Here the names lead to a short list of harmless stand-ins,
-and every other name to an `Opaque` that only remembers what was asked. Whatever a stand-in makes refuses or merely
-records what a pickle may do to an object (set its state, append, set items), so that none can alter code or each other.
+`pickle_machine` carries out the instructions; here are the stand-ins for the names that files of networks need:
+tensors, storages and numpy's arrays. Every other name becomes an `Opaque`, which only remembers what was asked.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import pickle
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
-import torch
+
+from torch_utils import pickle_machine
+from torch_utils.pickle_machine import Opaque, StandIn
+from torch_utils.stored_tensor import StoredStorage, StoredTensor, storage_from_bytes
+
+__all__ = [
+    "SAFE_GLOBALS",
+    "Opaque",
+    "StoredArray",
+    "StoredDtype",
+    "StoredStorage",
+    "StoredTensor",
+    "check_sizes",
+    "load",
+]
 
 _DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248]|c8|c16)")
 _MAX_DIMS = 8
+_MAX_SHARED = 1_000_000  # elements of tensors that a file may use for more than one
 _FOREIGN = {  # first bytes of what is mistaken for a pickle
     b"PK\x03\x04": "it is a zip file",
     b"\x1f\x8b": "it is a gzip file; unpack it first",
@@ -28,107 +40,7 @@ _FOREIGN = {  # first bytes of what is mistaken for a pickle
 }
 
 
-class Opaque:
-    """What an unknown global of a pickle stands for: it records its arguments and state, and does nothing."""
-
-    global_name = ""
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    state: Any
-    items: list[Any]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Opaque:
-        made = super().__new__(cls)
-        made.args, made.kwargs, made.state, made.items = args, kwargs, None, []
-        return made
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.items.append((key, value))
-
-    def append(self, value: Any) -> None:
-        self.items.append(value)
-
-    def extend(self, values: Iterable[Any]) -> None:
-        self.items.extend(values)
-
-    def add(self, value: Any) -> None:
-        self.items.append(value)
-
-
-class Inert:
-    """Base of stand-ins whose state a pickle must not set."""
-
-    def __setstate__(self, state: Any) -> None:
-        raise ValueError(f"the state of a {type(self).__name__} cannot be set")
-
-
-class Call(Inert):
-    """A function that a pickle may call; unlike a bare function, it has no attributes that a pickle could alter."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
-
-
-class PlainDict(dict[Any, Any]):
-    """Stands for dict subclasses; what they hold beside their items is dropped."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class StoredStorage(Inert):
-    """The bytes of a torch storage, read when they are wanted, and once."""
-
-    def __init__(self, data: bytes) -> None:
-        if type(data) is not bytes:
-            raise ValueError("a storage is not made of bytes")
-        self._data: bytes | None = data
-        self._flat: torch.Tensor | None = None
-
-    def flat(self) -> torch.Tensor:
-        """All elements, on the CPU, `[numel]`. Raises ValueError if the bytes are not a storage."""
-        if self._flat is None:
-            assert self._data is not None
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # what a damaged file makes torch suspect helps nobody
-                    storage = torch.load(io.BytesIO(self._data), map_location="cpu", weights_only=True)
-                self._flat = torch.empty(0, dtype=storage.dtype).set_(storage)
-            except Exception as error:  # torch raises nearly anything here
-                raise ValueError("the data of a tensor is damaged") from error
-            self._data = None
-        return self._flat
-
-
-class StoredTensor(Inert):
-    """A tensor that is built when it is wanted."""
-
-    def __init__(self, storage: StoredStorage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> None:
-        if not isinstance(storage, StoredStorage) or len(shape) != len(stride) or len(shape) > _MAX_DIMS:
-            raise ValueError("a tensor is badly described")
-        if any(type(number) is not int or number < 0 for number in (offset, *shape, *stride)):
-            raise ValueError("a tensor has a shape or stride that is not a whole number")
-        self._storage, self._offset, self._stride = storage, offset, tuple(stride)
-        self.shape = tuple(shape)
-
-    def tensor(self) -> torch.Tensor:
-        """The tensor, on the CPU, a view of its storage. Raises ValueError if it reaches outside its storage."""
-        flat, numel = self._storage.flat(), math.prod(self.shape)
-        last = self._offset + sum((size - 1) * step for size, step in zip(self.shape, self._stride, strict=True))
-        if numel > flat.numel() or (numel > 0 and last >= flat.numel()):
-            raise ValueError(f"a tensor of shape {list(self.shape)} is larger than its data")
-        return flat.as_strided(self.shape, self._stride, self._offset if numel else 0)
-
-
-class StoredDtype(Inert):
+class StoredDtype(StandIn):
     """A numpy dtype, of those that hold nothing but numbers."""
 
     def __init__(self, text: str, *_flags: Any) -> None:
@@ -136,36 +48,67 @@ class StoredDtype(Inert):
             raise ValueError("an array has an unsupported dtype")
         self.dtype = np.dtype(text)
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def set_state(self, state: Any) -> None:
         if state[1] in ("<", ">"):
             self.dtype = self.dtype.newbyteorder(state[1])
 
 
-class StoredArray(Inert):
-    """A numpy array: `np.asarray(stored)` gives it."""
+class StoredArray(StandIn):
+    """A numpy array: `np.asarray(stored)` gives it, the same one at each call."""
 
     def __init__(self) -> None:
         self._array: np.ndarray[Any, Any] | None = None
+        self._data: bytes | None = None
+        self._dtype: np.dtype[Any] = np.dtype("u1")
+        self._order: Literal["C", "F"] = "C"
+        self.shape: tuple[int, ...] = ()
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def set_state(self, state: Any) -> None:
+        if type(state) is not tuple or len(state) < 4:
+            raise ValueError("an array is badly described")
         shape, dtype, fortran_order, data = state[-4:]
         self.fill(data, dtype, shape, "F" if fortran_order else "C")
 
-    def fill(self, data: bytes, dtype: StoredDtype, shape: tuple[int, ...], order: str) -> None:
+    def fill(self, data: Any, dtype: Any, shape: Any, order: str) -> None:
         """Take the content. Raises ValueError if it does not fit the shape."""
-        if not isinstance(dtype, StoredDtype) or not isinstance(data, (bytes, bytearray)):
+        if isinstance(data, str):  # as Python 2 wrote bytes
+            data = data.encode("latin-1")
+        if not isinstance(dtype, StoredDtype) or type(data) is not bytes or type(shape) not in (tuple, list):
             raise ValueError("an array is badly described")
-        if any(type(size) is not int or size < 0 for size in shape) or len(shape) > _MAX_DIMS:
+        if len(shape) > _MAX_DIMS or any(type(size) is not int or not 0 <= size < 2**62 for size in shape):
             raise ValueError("an array has a shape that is not made of whole numbers")
         if math.prod(shape) * dtype.dtype.itemsize != len(data):
             raise ValueError(f"an array of shape {list(shape)} does not fit its data")
-        array = np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
-        self._array = array.astype(dtype.dtype.newbyteorder("="))
+        self._data, self._dtype, self._order = data, dtype.dtype, "F" if order == "F" else "C"
+        self.shape = tuple(shape)
+
+    @property
+    def source(self) -> tuple[int, int]:
+        """What holds its content, as a number, and how many elements that has."""
+        return id(self), math.prod(self.shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         if self._array is None:
-            raise ValueError("an array has no content")
-        return self._array if dtype is None else self._array.astype(dtype)
+            if self._data is None:
+                raise ValueError("an array has no content")
+            flat: np.ndarray[Any, Any] = np.frombuffer(self._data, self._dtype)
+            self._array = flat.reshape(self.shape, order=self._order).astype(self._dtype.newbyteorder("="))
+            self._data = None
+        return self._array.astype(self._array.dtype if dtype is None else dtype, copy=bool(copy))
+
+
+def check_sizes(stored: Iterable[StoredTensor | StoredArray]) -> None:
+    """Raise ValueError if copies of these together would be larger than what is stored of them.
+
+    Otherwise a small file could describe a network of any size, all of whose tensors are the same one.
+    """
+    sources: dict[int, int] = {}
+    wanted = 0
+    for one in stored:
+        sources.update([one.source])
+        wanted += math.prod(one.shape)
+    if wanted > sum(sources.values()) + _MAX_SHARED:
+        raise ValueError("its tensors are larger than what is stored of them")
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_grad_and_hooks: Any) -> StoredTensor:
@@ -178,6 +121,12 @@ def _rebuild_parameter(data: Any, *_grad_and_hooks: Any) -> StoredTensor:
     return data
 
 
+def _size(sizes: Any = ()) -> tuple[Any, ...]:
+    if type(sizes) not in (list, tuple):
+        raise ValueError("a size is badly described")
+    return tuple(sizes)
+
+
 def _array_from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> StoredArray:
     array = StoredArray()
     array.fill(data, dtype, shape, order)
@@ -188,18 +137,16 @@ def _scalar(dtype: Any, data: Any) -> Any:
     return np.asarray(_array_from_buffer(data, dtype, (), "C")).item()
 
 
-SAFE_GLOBALS: Mapping[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): Call(lambda items=(): dict(items)),
-    ("builtins", "set"): Call(lambda items=(): set(items)),
-    ("builtins", "frozenset"): Call(lambda items=(): frozenset(items)),
-    ("torch._utils", "_rebuild_tensor"): Call(_rebuild_tensor),
-    ("torch._utils", "_rebuild_tensor_v2"): Call(_rebuild_tensor),
-    ("torch._utils", "_rebuild_parameter"): Call(_rebuild_parameter),
-    ("torch._utils", "_rebuild_parameter_with_state"): Call(_rebuild_parameter),
-    ("torch.storage", "_load_from_bytes"): Call(StoredStorage),
-    ("numpy", "dtype"): Call(StoredDtype),
+SAFE_GLOBALS: Mapping[tuple[str, str], Callable[..., Any]] = {
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch.storage", "_load_from_bytes"): storage_from_bytes,
+    ("torch", "Size"): _size,
+    ("numpy", "dtype"): StoredDtype,
     **{  # numpy 2 renamed the package
-        (f"numpy.{core}.{module}", name): Call(function)
+        (f"numpy.{core}.{module}", name): function
         for core in ("core", "_core")
         for module, name, function in (
             ("multiarray", "_reconstruct", lambda *_: StoredArray()),
@@ -210,26 +157,15 @@ SAFE_GLOBALS: Mapping[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: BinaryIO, known: Mapping[tuple[str, str], Any]) -> None:
-        super().__init__(file)
-        self._known = dict(known)
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._known:
-            self._known[module, name] = type("Opaque", (Opaque,), {"global_name": f"{module}.{name}"})
-        return self._known[module, name]
-
-
-def load(file: BinaryIO, extra_globals: Mapping[tuple[str, str], Any] | None = None) -> Any:
+def load(file: BinaryIO, extra_globals: Mapping[tuple[str, str], Callable[..., Any]] | None = None) -> Any:
     """Read one pickle (protocol 2 or newer) from a seekable binary file; execute nothing.
 
     Args:
-        extra_globals: (module, name) -> what it stands for, beside SAFE_GLOBALS: a `Call`, or a class that defines
-            `__setstate__` (without it a pickle could set attributes of the class).
+        extra_globals: (module, name) -> what makes the stand-in, beside SAFE_GLOBALS; see `pickle_machine.run`.
 
     Returns:
-        Plain values, StoredTensor, StoredArray, what extra_globals made, and Opaque for everything else.
+        Plain values, StoredTensor, StoredArray, what extra_globals made, and Opaque for everything else. They can be
+        nested in themselves and to any depth.
 
     Raises:
         ValueError: not a pickle, cut short, or damaged.
@@ -242,15 +178,6 @@ def load(file: BinaryIO, extra_globals: Mapping[tuple[str, str], Any] | None = N
         kind = next((text for magic, text in _FOREIGN.items() if start.startswith(magic)), "it is not a pickle")
         raise ValueError(kind)
     try:
-        return _Unpickler(file, {**SAFE_GLOBALS, **(extra_globals or {})}).load()
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle fails in any way there is
-        if isinstance(error, EOFError) or "truncated" in str(error):
-            raise ValueError("it is cut short; copy or download it again") from error
-        raise ValueError(f"it is damaged ({_one_line(error)})") from error
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return "".join(char if char.isprintable() else "?" for char in text)[:120]
+        return pickle_machine.run(file, {**SAFE_GLOBALS, **(extra_globals or {})})
+    except pickle_machine.CutShort as error:
+        raise ValueError(f"{error}; copy or download it again") from error

@@ -13,6 +13,7 @@ _COMMANDS = {
     "dataset-tool": "dataset_tool",
     "train": "train",
     "generate": "generate",
+    "convert": "convert",
     "demo": "demo",
     "bench": "bench",
     "mlflow-sync": "mlflow_sync",

@@ -13,6 +13,7 @@ import click
 
 from gan.cli.class_label import LabelType, chosen_label
 from gan.cli.command import Command, Option, problems_of
+from gan.cli.download_bar import download_bar
 from gan.cli.options import limit_spinning
 from gan.config import DEVICES, TrainOptions
 from gan.errors import GanError, UsageError
@@ -60,7 +61,13 @@ class SeedsType(click.ParamType):
 
 @click.command(cls=Command, context_settings={"max_content_width": 120})
 @click.option("--seeds", cls=Option, type=SeedsType(), help="Seeds of the pictures, such as 0-35 or 0-5,8")
-@click.option("--network", cls=Option, metavar="FILE", help="Snapshot  [default: the newest under training-runs]")
+@click.option(
+    "--network",
+    cls=Option,
+    metavar="FILE|URL|NAME",
+    help="Model file  [default: the newest snapshot under training-runs]",
+)
+@click.option("--pretrained-base", cls=Option, metavar="DIR|URL", help="Where the networks that have names are")
 @click.option("--trunc", cls=Option, type=float, default=1.0, show_default=True, help="Truncation psi: less is safer")
 @click.option(
     "--class",
@@ -94,6 +101,7 @@ def generate(
     ctx: click.Context,
     seeds: list[int] | None,
     network: str | None,
+    pretrained_base: str | None,
     trunc: float | None,
     classes: tuple[str, ...],
     label: list[float] | None,
@@ -103,7 +111,7 @@ def generate(
     batch: int | None,
     device: str | None,
 ) -> None:
-    """Sample pictures from a snapshot: seed0000.png, ... and a sheet of all, grid.png.
+    """Sample pictures from a model file: seed0000.png, ... and a sheet of all, grid.png.
 
     \b
     python generate.py --seeds 0-35
@@ -121,14 +129,16 @@ def generate(
     if batch is not None and batch < 1:
         problems.append(f"--batch {batch}: must be a whole number from 1 on")
     path = _chosen_network(network, problems)
-    snapshot = _open(path, problems) if path is not None else None
-    G = None if snapshot is None else snapshot.G_ema or snapshot.G
+    snapshot = _open(path, pretrained_base, problems) if path is not None else None
+    G = None if snapshot is None else snapshot.generator
     c: list[float] = []
     if snapshot is not None and G is not None and projected_w is None and "--label" not in broken:
         c = chosen_label(snapshot, G.c_dim, classes, label, problems)
     if problems or path is None or G is None:
         raise UsageError(problems)
     assert trunc is not None and noise_mode and outdir and batch and device  # noqa: PT018
+    for note in () if snapshot is None else snapshot.notes:
+        click.echo(f"{path}: {note}")
     _render(G, c, Request(path, seeds, projected_w, trunc, noise_mode, Path(outdir), batch, device))
 
 
@@ -144,15 +154,16 @@ def _chosen_network(network: str | None, problems: list[str]) -> str | None:
         return None
 
 
-def _open(path: str, problems: list[str]) -> Snapshot | None:
+def _open(path: str, base: str | None, problems: list[str]) -> Snapshot | None:
     from gan import models
 
     try:
-        snapshot = models.load(path)
+        with download_bar() as progress:
+            snapshot = models.load(path, base=base, progress=progress)
     except GanError as error:
         problems.append(f"--network {error}")
         return None
-    if snapshot.G_ema is None and snapshot.G is None:
+    if snapshot.generator is None:
         problems.append(f"--network {path}: holds no generator; give a snapshot with G_ema")
     return snapshot
 

@@ -103,7 +103,7 @@ def _option(field: dataclasses.Field[Any], hint: Any, text: str) -> Option:
     elif field.name == "batch_gpu":
         settings["type"] = _CountOrAuto()
     elif field.name == "resume":
-        settings.update(type=str, is_flag=False, flag_value=LATEST, metavar="[RUN_DIR|FILE]")
+        settings.update(type=str, is_flag=False, flag_value=LATEST, metavar="[RUN_DIR|FILE|URL|NAME]")
     else:
         settings["type"] = kind
     return Option([flag(field.name), field.name], **settings)

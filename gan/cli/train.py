@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import click
 
 from gan import config as cfg
 from gan.cli.command import Command, Option, given, problems_of
+from gan.cli.download_bar import download_bar
 from gan.cli.options import LATEST, limit_spinning, parsed, train_options
 from gan.config import TrainConfig, TrainOptions
 from gan.continuation import Continuation, continued
@@ -19,6 +21,7 @@ from gan.image_size import describe_image
 
 if TYPE_CHECKING:
     from gan.data.dataset import ImageDataset
+    from gan.models import Snapshot, TransferReport
 
 
 def _options() -> list[click.Parameter]:
@@ -36,29 +39,38 @@ def _train(ctx: click.Context, dry_run: bool | None, as_json: bool | None, **val
     \b
     python train.py --data metfaces.zip              a new run
     python train.py --resume                         continue the newest run
-    python train.py --data my.zip --resume net.pkl   a new run from the weights of a snapshot
+    python train.py --data my.zip --resume net.pkl   a new run from the networks of a file
     """
     limit_spinning()
     problems = problems_of(ctx)
     options = parsed(values, problems)
     run_dir = _run_to_continue(options, problems)
     notes: list[str] = []
+    source: Snapshot | None = None
+    report: TransferReport | None = None
     if run_dir is not None:
         going_on = _continued(ctx, options, run_dir, problems)
         config, notes = going_on.config, [f"Changed:   {line}" for line in going_on.changed]
         dataset = _open(config.data.path, config.data.cond, config.cache, config.cache_dir)
     else:
-        config, dataset = _resolved(options, problems)
+        source = _source(options, problems)
+        config, dataset = _resolved(options, source, problems)
     if as_json and not dry_run:
         raise UsageError(["--json goes with --dry-run only; add it, or leave --json out"])
     dataset = _chosen(dataset, config)
-    here = _problems_here(config, options)
+    if source is not None:
+        report = _transfer(source, config)
+        notes = report.listing() if options.list_tensors else []
+    here = _problems_here(config, options, report)
     if dry_run:
-        _print_plan(config, run_dir or Path(options.outdir), bool(as_json), here)
+        of_source = [] if report is None or source is None else [*report.lines(), *source.notes, *notes]
+        _print_plan(config, run_dir or Path(options.outdir), bool(as_json), of_source, here)
         return
     if here:
+        for line in () if report is None or report.whole else [*report.lines(), *notes]:
+            click.echo(line, err=True)
         raise UsageError(here)
-    _start(config, options, run_dir, dataset, notes)
+    _start(config, options, run_dir, dataset, source, notes)
 
 
 def _run_to_continue(options: TrainOptions, problems: list[str]) -> Path | None:
@@ -69,7 +81,7 @@ def _run_to_continue(options: TrainOptions, problems: list[str]) -> Path | None:
     try:
         if resume == LATEST:
             return run_folder.newest(options.outdir)
-        if resume is not None and Path(resume).is_dir():
+        if resume is not None and os.path.isdir(resume):
             run_folder.read_options(Path(resume))
             return Path(resume)
     except GanError as error:
@@ -89,7 +101,47 @@ def _continued(ctx: click.Context, options: TrainOptions, run_dir: Path, problem
     return going_on
 
 
-def _resolved(options: TrainOptions, problems: list[str]) -> tuple[TrainConfig, ImageDataset]:
+def _source(options: TrainOptions, problems: list[str]) -> Snapshot | None:
+    """The networks that a new run starts from; None if it starts from nothing, or there is a problem with them."""
+    from gan import models
+
+    if options.resume is None:
+        return None
+    misnamed = cfg.check_resume_name(options.resume)
+    if misnamed is not None:
+        problems.append(misnamed)
+        return None
+    refused = problems or options.data is None or not os.path.exists(options.data) or cfg.check_options(options)
+    if refused and not os.path.exists(options.resume):
+        return None  # nothing is fetched for a command line that will not do
+    try:
+        with download_bar() as progress:
+            source = models.load(options.resume, base=options.pretrained_base, progress=progress)
+    except GanError as error:
+        problems.append(f"--resume {error}")
+        return None
+    if source.generator is None:
+        problems.append(f"--resume {options.resume}: holds no generator; a run cannot start from it")
+        return None
+    return source
+
+
+def _transfer(source: Snapshot, config: TrainConfig) -> TransferReport:
+    """What the networks of the run take from those of the file."""
+    from gan.models.transfer import plan_transfer
+    from gan.training.disk import network_shapes
+
+    G, D = network_shapes(config)
+    return plan_transfer(source, G, D, G, config.data.class_names)
+
+
+def _info(source: Snapshot) -> cfg.SourceInfo:
+    from gan.models.transfer import source_info
+
+    return source_info(source)
+
+
+def _resolved(options: TrainOptions, source: Snapshot | None, problems: list[str]) -> tuple[TrainConfig, ImageDataset]:
     """The configuration of a new run and the whole dataset, or every problem with them."""
     problems = list(problems)
     dataset = None
@@ -106,7 +158,7 @@ def _resolved(options: TrainOptions, problems: list[str]) -> tuple[TrainConfig, 
     shape = (dataset.height, dataset.width, dataset.channels)
     info = cfg.DataInfo(options.data, dataset.name, len(dataset), *shape, dataset.label_dim, dataset.class_names)
     try:
-        config = cfg.resolve(options, info)
+        config = cfg.resolve(options, info, None if source is None else _info(source))
     except UsageError as error:
         raise UsageError([*problems, *error.problems]) from error
     if problems:
@@ -152,12 +204,12 @@ def _listed(class_names: list[str] | None) -> str:
     return f"{shown}, ..." if len(class_names or []) > 8 else shown
 
 
-def _problems_here(config: TrainConfig, options: TrainOptions) -> list[str]:
+def _problems_here(config: TrainConfig, options: TrainOptions, report: TransferReport | None) -> list[str]:
     """What keeps this configuration from running on this machine; `--dry-run` may plan for another one."""
     from gan.training import devices
 
     problems, resume = [], options.resume
-    if options.at is not None and resume is not None and resume != LATEST and not Path(resume).is_dir():
+    if options.at is not None and resume is not None and resume != LATEST and not os.path.isdir(resume):
         problems.append(f"--at {options.at:g} goes back in a run: --resume {resume} is no run folder; leave --at out")
     if config.gpus > 1:
         problems.append(f"--gpus {config.gpus}: training on several GPUs is not there yet; use --gpus 1")
@@ -165,39 +217,39 @@ def _problems_here(config: TrainConfig, options: TrainOptions) -> list[str]:
         devices.check(config)
     except UsageError as error:
         problems += error.problems
-    if resume is not None and resume != LATEST:
-        missing = cfg.check_resume_name(resume)
-        if missing is None and not Path(resume).exists():
-            missing = f"--resume {resume}: downloads are not there yet; fetch the file and give its path"
-        problems += [missing] if missing else []
+    if report is not None and not report.whole and not config.allow_partial:
+        problems.append(f"--resume {report.refusal}")
     return problems
 
 
-def _print_plan(config: TrainConfig, folder: Path, as_json: bool, here: list[str]) -> None:
+def _print_plan(config: TrainConfig, folder: Path, as_json: bool, of_source: list[str], here: list[str]) -> None:
     from gan.training.plan import describe_plan
 
     if as_json:
         click.echo(json.dumps(config.reference_options()))
     else:
         click.echo(config.to_json())
-        click.echo("\n".join(["", "Plan", *(f"  {line}" for line in describe_plan(config, folder))]))
+        click.echo("\n".join(["", "Plan", *(f"  {line}" for line in describe_plan(config, folder, of_source))]))
     for problem in here:
         click.echo(f"on this machine it would not start: {problem}", err=True)
 
 
 def _start(
-    config: TrainConfig, options: TrainOptions, run_dir: Path | None, dataset: ImageDataset, notes: list[str]
+    config: TrainConfig,
+    options: TrainOptions,
+    run_dir: Path | None,
+    dataset: ImageDataset,
+    source: Snapshot | None,
+    notes: list[str],
 ) -> None:
     """Train; everything was checked."""
-    from gan import models
     from gan.training import run, run_folder
 
     if run_dir is not None:
         complete = run.train(config, run_dir, dataset, continued=True, at=options.at, notes=notes)
     else:
-        start = models.load(config.init_from) if config.init_from else None
         run_dir = run_folder.create(options.outdir, config)
-        complete = run.train(config, run_dir, dataset, start=start)
+        complete = run.train(config, run_dir, dataset, start=source, notes=notes)
     if not complete:
         click.get_current_context().exit(130)
 

@@ -1,77 +1,148 @@
-"""Open the networks of a file, whoever wrote it, without executing anything in it."""
+"""Open the networks of a file, whoever wrote it, without executing anything in it.
+
+What a file is, its content says, not its name.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import Any
-
-import numpy as np
-import torch
+import re
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from gan.errors import GanError
 from gan.models import rebuild
+from gan.models.description import Contents
+from gan.models.download import Progress, local_path
+from gan.models.formats import port, safetensors_file, snapshot_pickle, tensorflow
 from gan.models.snapshot import Snapshot
-from gan.networks import Discriminator, Generator
-from torch_utils import persistence
-from torch_utils.safe_pickle import Opaque, StoredArray, StoredTensor
+from torch_utils import persistence, torch_file
+from torch_utils.safe_pickle import Opaque
 
-_NETWORKS = ("G", "D", "G_ema")
+_LONGEST_ERROR = 2000  # characters
+_START = 512  # bytes that tell what a file is
+_PICKLE = b"\x80"
+_OTHERS = (  # what is mistaken for a file of networks, by how it begins
+    (rb"\s*<", "it is a web page, not a model; the download went wrong, so fetch the file itself"),
+    (rb"version https://git-lfs", "it is a Git LFS pointer, not the file; fetch it with: git lfs pull"),
+    (rb"\x1f\x8b", "it is a gzip file; unpack it first"),
+    (rb"BZh|\xfd7zXZ\x00|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "it is a packed archive; unpack it first"),
+    (rb"(?s:.{257})ustar", "it is a tar archive; unpack it first"),
+    (
+        rb"\x08[\x01-\x20][\x12\x1a\x22\x3a\x42]",
+        "it is an ONNX file, which can be run but not opened as a network here",
+    ),
+    (rb"\x89HDF", "it is an HDF5 file, which holds no StyleGAN2 networks that are known"),
+    (rb"\x93NUMPY", "it is a NumPy array, not a model"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF", "it is a picture, not a model"),
+)
+_STATE_KEYS = {"format", "state", "tracker"}  # of training-state.pt
+_IMAGE = re.compile(r".+\.(png|jpe?g|webp|bmp)", re.IGNORECASE)
 
 
-def load(path: str | os.PathLike[str]) -> Snapshot:
-    """Open a snapshot of ours or of the public PyTorch generation. Nothing in the file is executed.
+def load(where: str | os.PathLike[str], *, base: str | None = None, progress: Progress | None = None) -> Snapshot:
+    """Open a file with networks: a snapshot of any generation, a checkpoint of the PyTorch port, safetensors.
 
-    Raises GanError, naming the file, if it cannot be read, is no snapshot, or holds networks that are not ours.
+    Args:
+        where: a path, an address, or a name of a public model.
+        base: where the public models are, if not at their usual address.
+        progress: called while a file is fetched, see `download`.
+
+    Raises GanError, naming the file, if it cannot be had or read, is something else, or holds networks not like ours.
     """
-    source = os.fspath(path)
+    source = os.fspath(where)
+    path = local_path(source, base, progress)
     try:
-        return _snapshot(persistence.load(source), source)
+        contents = _read(path)
+        networks = _built(contents)
     except OSError as error:
         raise GanError(f"{source}: cannot be read ({error.strerror or error})") from error
+    except ImportError as error:
+        raise GanError(f"{source}: opening it needs the package {error.name}: pip install {error.name}") from error
     except ValueError as error:
-        raise GanError(f"{source}: {' '.join(str(error).split())}") from error
-
-
-def _snapshot(content: object, source: str) -> Snapshot:
-    if isinstance(content, tuple) and len(content) == 3 and all(isinstance(part, Opaque) for part in content):
-        raise ValueError("it looks like a snapshot of the TensorFlow generation, which cannot be opened yet")
-    if not isinstance(content, dict) or not any(content.get(name) is not None for name in _NETWORKS):
-        raise ValueError("it is not a network snapshot (no G, D or G_ema in it)")
-    generators = [content[name] for name in ("G", "G_ema") if content.get(name) is not None]
-    successor = any(rebuild.is_successor(stored) for stored in generators)
-    found: dict[str, Any] = {}
-    for name in _NETWORKS:
-        stored = content.get(name)
-        cls: type[torch.nn.Module] = Discriminator if name == "D" else Generator
-        try:
-            found[name] = None if stored is None else rebuild.network(stored, cls, successor)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+        raise GanError(f"{source}: {rebuild.cut(' '.join(str(error).split()), _LONGEST_ERROR)}") from error
     return Snapshot(
-        **found,
-        augment_p=_augment_p(content.get("augment_pipe")),
-        training_set_kwargs=_training_set_kwargs(content.get("training_set_kwargs")),
+        G=networks.get("G"),
+        D=networks.get("D"),
+        G_ema=networks.get("G_ema"),
+        augment_p=contents.augment_p,
+        training_set_kwargs=contents.training_set_kwargs,
         source=source,
+        kind=contents.kind,
+        notes=tuple(contents.notes),
     )
 
 
-def _augment_p(stored: object) -> float | None:
-    if stored is None:
-        return None
-    p = rebuild.stored_tensors(stored).get("p")
-    if p is None or p.shape != ():
-        raise ValueError("augment_pipe: no probability 'p' in it")
-    return float(p.tensor())
-
-
-def _training_set_kwargs(stored: object) -> dict[str, Any]:
-    """What is plain of it: the rest, paths of other systems for one, only informs."""
-    kwargs = {}
-    for name, value in stored.items() if isinstance(stored, dict) else ():
+def _built(contents: Contents) -> dict[str, Any]:
+    built = {}
+    for name, description in contents.networks.items():
         try:
-            value = persistence.plain(value)
-        except ValueError:
-            continue
-        if isinstance(name, str) and not isinstance(value, (persistence.PersistentObject, StoredTensor)):
-            kwargs[name] = np.asarray(value) if isinstance(value, StoredArray) else value
-    return kwargs
+            built[name] = rebuild.build(description)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return built
+
+
+def _read(path: Path) -> Contents:
+    if path.is_dir():
+        raise ValueError(_folder(path))
+    with open(path, "rb") as file:
+        start = file.read(_START)
+        file.seek(0)
+        if not start:
+            raise ValueError("it is empty; copy or download it again")
+        if safetensors_file.looks_like_one(start):
+            return safetensors_file.read(str(path))
+        if start.startswith(b"PK"):
+            return _read_zip(file)
+        if torch_file.looks_like_one(start):
+            return _contents(torch_file.load(file))
+        for pattern, what in _OTHERS:
+            if re.match(pattern, start):
+                raise ValueError(what)
+        if not start.startswith(_PICKLE):
+            raise ValueError("it is no model of a kind that is known: a snapshot, a checkpoint, safetensors")
+        return _contents(persistence.load(file))
+
+
+def _read_zip(file: BinaryIO) -> Contents:
+    """A zip: what torch.save writes nowadays, or something else."""
+    try:
+        names = torch_file.names_in_zip(file)  # zipfile would take many times the memory of a hostile directory
+    except ValueError as error:
+        raise ValueError("it is a zip file that is cut short or damaged; copy or download it again") from error
+    inner = {name.partition("/")[2] for name in names}
+    if "constants.pkl" in inner:
+        raise ValueError("it is a TorchScript program, not a model that can be opened without executing it")
+    if "data.pkl" in inner:
+        file.seek(0)
+        return _contents(torch_file.load(file))
+    if any(os.path.basename(name) == "dataset.json" or _IMAGE.fullmatch(name) for name in names):
+        raise ValueError("it is a zip of images, a dataset; give it to --data, and here a model")
+    if names and all(name.endswith(".npy") for name in names):
+        raise ValueError("it is an .npz file of NumPy arrays, not a model")
+    raise ValueError("it is a zip file without networks; if there is a model in it, unpack it first")
+
+
+def _contents(content: object) -> Contents:
+    """What a pickle or torch.save held."""
+    if snapshot_pickle.is_one(content):
+        return snapshot_pickle.read(content)  # type: ignore[arg-type]
+    if tensorflow.is_one(content):
+        return tensorflow.read(content)  # type: ignore[arg-type]
+    if isinstance(content, Opaque) and content.global_name == tensorflow.NETWORK:
+        raise ValueError("it is one network of the TensorFlow generation, not a snapshot of three")
+    if isinstance(content, dict) and content.keys() >= _STATE_KEYS:
+        raise ValueError("it is a training state, to continue its run: use --resume with the run's folder")
+    if port.is_one(content):
+        return port.read(content)  # type: ignore[arg-type]
+    raise ValueError(
+        "it is not a network snapshot (no G, D or G_ema in it), nor a checkpoint of another kind that is known"
+    )
+
+
+def _folder(path: Path) -> str:
+    snapshots = sorted(path.glob("network-snapshot-*.pkl"))
+    if snapshots:
+        return f"it is a folder; give a file in it, such as {snapshots[-1].name}"
+    return "it is a folder; give the file of a model"

@@ -1,84 +1,66 @@
-"""Make a network of ours from what a snapshot says of it: class name, constructor arguments, tensors."""
+"""Make a network of ours from its description: class, constructor arguments, tensors. All is checked before it."""
 
 from __future__ import annotations
 
-import inspect
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from gan.networks import Generator
-from torch_utils import persistence
-from torch_utils.persistence import PersistentObject
-from torch_utils.safe_pickle import StoredTensor
+from gan.models.description import Description
+from torch_utils.safe_pickle import StoredTensor, check_sizes
 
-# Defaults of the successor project's stylegan2 config, whose generator takes the synthesis options directly.
-_SUCCESSOR_NETWORK = {"num_fp16_res": 4, "conv_clamp": 256}
-_SUCCESSOR_MAPPING = {"w_avg_beta": 0.998}
-_OPTIONS_WITHOUT_EFFECT = ("fused_modconv_default",)  # how to compute, not what
-_MAX_TENSORS = 4096
+MAX_TENSORS = 4096  # of a network
 _MAX_NUMBER = 2**24  # of any constructor argument: keeps the sizes of tensors within 64 bits
+_NAMED = 12  # misfits that an error spells out
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 60
+_repr.maxlevel, _repr.maxlist, _repr.maxtuple, _repr.maxdict = 2, 8, 8, 8
 
 
-def network(stored: object, cls: type[torch.nn.Module], successor: bool = False) -> torch.nn.Module:
-    """A network with the stored tensors, on the CPU, in evaluation mode, without gradients.
+def build(description: Description) -> torch.nn.Module:
+    """The described network, on the CPU, in evaluation mode, without gradients.
 
-    Args:
-        stored: what the file has in its place.
-        successor: unstated options have the defaults of the successor's stylegan2 config.
-
-    Raises ValueError if it is another network, its options are not known, or names or shapes of tensors do not fit.
+    Raises ValueError if it cannot be built from its options, or if names, shapes or data of its tensors do not fit.
     """
-    if not isinstance(stored, PersistentObject) or stored.class_name != cls.__name__:
-        raise ValueError(f"it is not a {cls.__name__}, but {_describe(stored)}")
-    tensors = stored_tensors(stored)
-    kwargs = _constructor_arguments(stored, cls, successor)
-    _check_numbers(kwargs, len(tensors))
-    try:
-        with ShapesOnly():
-            made = cls(**kwargs)
-    except Exception as error:  # hostile options fail in any way there is
-        raise ValueError(f"it cannot be built from its options ({type(error).__name__}: {error})") from error
+    tensors = description.tensors
+    made = outline(description)
     wanted = made.state_dict(keep_vars=True)
     problems = _misfits(tensors, wanted)
     if problems:
-        raise ValueError("its tensors do not fit: " + "; ".join(problems))
-    content = {name: tensors[name].tensor().to(tensor.dtype, copy=True) for name, tensor in wanted.items()}
-    made.load_state_dict({name: tensor.contiguous() for name, tensor in content.items()}, assign=True)
+        raise ValueError("its tensors do not fit: " + listed(problems))
+    check_sizes(tensor for tensor in tensors.values() if isinstance(tensor, StoredTensor))
+    stored = {name: _tensor(tensors[name]) for name in wanted}
+    if any(tensor.is_complex() for tensor in stored.values()):
+        raise ValueError("its tensors are not real numbers")
+    content = {name: stored[name].to(tensor.dtype, copy=True).contiguous() for name, tensor in wanted.items()}
+    made.load_state_dict(content, assign=True)
     return made.eval().requires_grad_(False)
 
 
-def is_successor(stored: object) -> bool:
-    """Whether this is a generator that was given its synthesis options directly."""
-    if not isinstance(stored, PersistentObject) or stored.class_name != Generator.__name__:
-        return False
-    return bool(_arguments(stored, Generator).keys() - set(_parameters(Generator)))
+def outline(description: Description) -> torch.nn.Module:
+    """The described network without its tensors: they are on the meta device, all but the filters.
+
+    Raises ValueError if it cannot be built from its options.
+    """
+    _check_numbers(description.kwargs, len(description.tensors))
+    try:
+        with ShapesOnly():
+            return description.cls(**description.kwargs)
+    except Exception as error:  # hostile options fail in any way there is
+        raise ValueError(
+            f"it cannot be built from its options ({type(error).__name__}: {cut(str(error), 300)})"
+        ) from error
 
 
-def stored_tensors(stored: object) -> dict[str, StoredTensor]:
-    """Parameters and buffers by dotted name, as in `state_dict`. Raises ValueError if `stored` is not a module."""
-    tensors: dict[str, StoredTensor] = {}
-    pending, seen = [("", stored)], 0
-    while pending:
-        prefix, module = pending.pop()
-        seen += 1
-        if not isinstance(module, PersistentObject):
-            raise ValueError(f"{prefix[:-1]!r} is not a module, but {_describe(module)}")
-        if module.class_name == "SynthesisInput":
-            raise ValueError("it is an alias-free (StyleGAN3) generator; only StyleGAN2 networks can be opened")
-        hidden = module.state.get("_non_persistent_buffers_set")
-        hidden = hidden if isinstance(hidden, (set, frozenset, list, tuple)) else ()
-        for name, tensor in [*_items(module, "_parameters"), *_items(module, "_buffers")]:
-            if not isinstance(tensor, StoredTensor):
-                raise ValueError(f"{prefix + name!r} is not a tensor, but {_describe(tensor)}")
-            if name not in hidden:
-                tensors[prefix + name] = tensor
-        pending += [(f"{prefix}{name}.", child) for name, child in _items(module, "_modules")]
-        if len(tensors) + seen + len(pending) > _MAX_TENSORS:
-            raise ValueError(f"it holds more than {_MAX_TENSORS} modules and tensors")
-    return tensors
+def with_filters(description: Description) -> Description:
+    """The same with the filters that its constructor makes: for formats that store options in place of filters."""
+    made = outline(description).state_dict()
+    filters = {name: tensor for name, tensor in made.items() if name.split(".")[-1] == "resample_filter"}
+    return Description(description.cls, description.kwargs, {**description.tensors, **filters})
 
 
 class ShapesOnly(TorchFunctionMode):
@@ -97,46 +79,24 @@ class ShapesOnly(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _items(module: PersistentObject, key: str) -> list[tuple[str, Any]]:
-    values = module.state.get(key) or {}
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise ValueError(f"{key} of a {module.class_name} is badly described")
-    return [(name, value) for name, value in values.items() if value is not None]
+def brief(value: object) -> str:
+    """`repr` of what a file holds, in bounded time and length, however deeply it is nested."""
+    try:
+        return cut(_repr.repr(value), 120)
+    except ValueError:  # whole numbers of thousands of digits are not written out
+        return f"a {type(value).__name__}"
 
 
-def _arguments(stored: PersistentObject, cls: type) -> dict[str, Any]:
-    """The arguments of the recorded constructor call, by name."""
-    positional = persistence.plain(stored.state.get("_init_args") or ())
-    named = persistence.plain(stored.state.get("_init_kwargs") or {})
-    names = _parameters(cls)
-    sound = isinstance(positional, (list, tuple)) and isinstance(named, dict) and len(positional) <= len(names)
-    if not sound or not all(isinstance(name, str) for name in named):
-        raise ValueError("the arguments of its constructor are badly described")
-    return {**dict(zip(names, positional, strict=False)), **named}
+def cut(text: str, length: int) -> str:
+    """One printable line of text out of a file, of at most `length` characters and an ellipsis."""
+    line = "".join(char if char.isprintable() else " " for char in text[: length + 1])
+    return line if len(line) <= length else line[:length] + "..."
 
 
-def _constructor_arguments(stored: PersistentObject, cls: type, successor: bool) -> dict[str, Any]:
-    """What to call our class with."""
-    kwargs = _arguments(stored, cls)
-    for name in [name for name in kwargs if name.endswith("_kwargs")]:
-        if not isinstance(kwargs[name], (dict, type(None))):
-            raise ValueError(f"its option {name} is not a dict, but {_describe(kwargs[name])}")
-        kwargs[name] = dict(kwargs[name] or {})
-    if successor and cls is Generator:
-        names = _parameters(cls)
-        direct = {name: kwargs.pop(name) for name in list(kwargs) if name not in names}
-        kwargs["synthesis_kwargs"] = {**_SUCCESSOR_NETWORK, **kwargs.get("synthesis_kwargs", {}), **direct}
-        kwargs["mapping_kwargs"] = {**_SUCCESSOR_MAPPING, **kwargs.get("mapping_kwargs", {})}
-    elif successor:
-        kwargs = {**_SUCCESSOR_NETWORK, **kwargs}
-    for options in (kwargs.get("synthesis_kwargs", {}), kwargs.get("block_kwargs", {})):
-        for name in _OPTIONS_WITHOUT_EFFECT:
-            options.pop(name, None)
-    return kwargs
-
-
-def _parameters(cls: type) -> list[str]:
-    return list(inspect.signature(cls.__init__).parameters)[1:]  # type: ignore[misc]
+def listed(problems: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    rest = len(problems) - _NAMED
+    return "; ".join(problems[:_NAMED]) + (f"; and {rest} more" if rest > 0 else "")
 
 
 def _check_numbers(kwargs: Mapping[str, Any], num_tensors: int) -> None:
@@ -144,7 +104,7 @@ def _check_numbers(kwargs: Mapping[str, Any], num_tensors: int) -> None:
         if isinstance(value, dict):
             _check_numbers(value, num_tensors)
         elif any(isinstance(number, (int, float)) and abs(number) > _MAX_NUMBER for number in _elements(value)):
-            raise ValueError(f"its option {name} is too large: {value}")
+            raise ValueError(f"its option {cut(name, 60)} is too large: {brief(value)}")
         elif name == "num_layers" and isinstance(value, int) and value > num_tensors:
             raise ValueError(f"its option num_layers is {value}, but it holds {num_tensors} tensors")
 
@@ -154,16 +114,14 @@ def _elements(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (list, tuple)) else (value,)
 
 
-def _misfits(tensors: Mapping[str, StoredTensor], wanted: Mapping[str, torch.Tensor]) -> list[str]:
+def _misfits(tensors: Mapping[str, StoredTensor | torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> list[str]:
     problems = [f"{name!r} is missing" for name in wanted if name not in tensors]
-    problems += [f"{name!r} has no place" for name in tensors if name not in wanted]
+    problems += [f"{cut(name, 80)!r} has no place" for name in tensors if name not in wanted]
     for name, tensor in wanted.items():
-        if name in tensors and tensors[name].shape != tuple(tensor.shape):
+        if name in tensors and tuple(tensors[name].shape) != tuple(tensor.shape):
             problems.append(f"{name!r} has shape {list(tensors[name].shape)}, not {list(tensor.shape)}")
     return problems
 
 
-def _describe(stored: object) -> str:
-    if isinstance(stored, PersistentObject):
-        return f"a {stored.class_name!r}"
-    return f"{getattr(stored, 'global_name', type(stored).__name__)!r}"
+def _tensor(stored: StoredTensor | torch.Tensor) -> torch.Tensor:
+    return stored if isinstance(stored, torch.Tensor) else stored.tensor()

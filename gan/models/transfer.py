@@ -1,81 +1,226 @@
-"""Start a new run from the weights of another."""
+"""Start a new run from the weights of another: which of them, and what of it was carried over."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
+from gan.config import SourceInfo
 from gan.errors import GanError
 from gan.image_size import IMAGE_KINDS
 from gan.models.snapshot import Snapshot
+from gan.models.surgery import ADAPTED, LEFT_OUT, LOADED, NEW, Classes, Fate, fates
 from gan.networks import Generator, height_width
 
-_NAMED = 8  # misfits that an error spells out
+_KINDS = (LOADED, ADAPTED, NEW, LEFT_OUT)
+# Arguments that every run chooses for itself.
+_SETTINGS = ("num_fp16_res", "conv_clamp", "fp16_channels_last", "freeze_layers", "mbstd_group_size")
+_REASONS = 3  # that a line of the table names
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class TransferReport:
-    """What was copied."""
+    """What becomes of every tensor of a run's networks and of the file's."""
 
-    loaded: int  # parameters and buffers of the three networks
-    parameters: int  # trained numbers among them
+    source: str
+    kind: str
+    """the format of the file"""
+    fates: Mapping[str, Sequence[Fate]]
+    """of G, D and G_ema"""
+    advice: Sequence[str]
+    """what to change so that more fits"""
+
+    @property
+    def counts(self) -> Counter[str]:
+        """{kind of fate: tensors}."""
+        return Counter(fate.kind for network in self.fates.values() for fate in network)
+
+    @property
+    def loaded(self) -> int:
+        """Tensors taken as they are."""
+        return self.counts[LOADED]
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything here comes from the file, and everything in the file is here."""
+        return set(self.counts) <= {LOADED}
+
+    @property
+    def total(self) -> str:
+        """`140 tensors loaded, 3 adapted, 2 new, 0 left out`."""
+        counts = self.counts
+        if self.whole:
+            return f"all {counts[LOADED]} tensors loaded"
+        return f"{counts[LOADED]} tensors loaded, " + ", ".join(f"{counts[kind]} {kind}" for kind in _KINDS[1:])
+
+    @property
+    def refusal(self) -> str:
+        """Why a run does not start from this unless it is told to."""
+        advice = "; ".join(self.advice) or "it is another kind of network"
+        return f"{self.source}: fits only in part ({self.total}): {advice}; or start from what fits: --allow-partial"
+
+    def lines(self) -> list[str]:
+        """For the screen: the total, and a table of the parts that are not simply loaded."""
+        origin = f"{self.source}, {self.kind}" if self.kind else self.source
+        first = f"from {origin}: {self.total}"
+        if self.whole:
+            return [first]
+        rows: list[tuple[str, ...]] = [("", "part", *_KINDS, "")]
+        for network, part, members in self._parts():
+            counts = Counter(fate.kind for fate in members)
+            if set(counts) > {LOADED} or LOADED not in counts:
+                reasons = list(dict.fromkeys(fate.why for fate in members if fate.kind != LOADED))
+                shown = "; ".join(reasons[:_REASONS]) + ("; ..." if len(reasons) > _REASONS else "")
+                rows.append((network, part, *(str(counts[kind]) for kind in _KINDS), shown))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        shown_rows = (
+            f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}"
+            + "".join(f"  {row[i]:>{widths[i]}}" for i in range(2, 6))
+            + f"  {row[6]}"
+            for row in rows
+        )
+        return [first, *(row.rstrip() for row in shown_rows)]
+
+    def listing(self) -> list[str]:
+        """A line for each tensor."""
+        width = max((len(f"{name}.{fate.name}") for name, network in self.fates.items() for fate in network), default=0)
+        return [
+            f"{name + '.' + fate.name:<{width}}  {fate.kind:<{len(LEFT_OUT)}}  {fate.why}".rstrip()
+            for name, network in self.fates.items()
+            for fate in network
+        ]
+
+    def _parts(self) -> Iterable[tuple[str, str, list[Fate]]]:
+        """(network, part, its tensors); a network all of whose tensors share their fate is one part."""
+        for network, members in self.fates.items():
+            if len({(fate.kind, fate.why) for fate in members}) == 1:
+                yield network, "all", list(members)
+                continue
+            parts: dict[str, list[Fate]] = {}
+            for fate in members:
+                parts.setdefault(fate.name.removeprefix("synthesis.").split(".")[0], []).append(fate)
+            for part, found in parts.items():
+                yield network, part, found
 
 
-def transfer(source: Snapshot, G: torch.nn.Module, D: torch.nn.Module, G_ema: torch.nn.Module) -> TransferReport:
-    """Copy all weights of a snapshot into networks of a new run, in place.
+def transfer(
+    source: Snapshot,
+    G: torch.nn.Module,
+    D: torch.nn.Module,
+    G_ema: torch.nn.Module,
+    allow_partial: bool = False,
+    class_names: Sequence[str] | None = None,
+) -> TransferReport:
+    """Copy the weights of a snapshot into networks of a new run, in place.
 
-    Raises GanError, before anything is copied, if a parameter or buffer is on one side only or has another shape; it
-    names the flags to change.
+    Args:
+        allow_partial: adapt what has another shape, and leave what is not in the file as the networks were made.
+        class_names: what the columns of the run's labels stand for.
+
+    Raises GanError before anything is copied if the file fits only in part and that is not allowed.
     """
-    pairs = [("G", source.G, G), ("D", source.D, D), ("G_ema", source.G_ema, G_ema)]
-    absent = [name for name, stored, _ in pairs if stored is None]
-    if absent:
-        raise GanError(f"{source.source}: holds no {' and no '.join(absent)}; a run cannot start from it")
-    misfits: list[str] = []
-    remedies: dict[str, str] = {}
-    for name, stored, target in pairs:
-        assert stored is not None
-        found = _misfits(name, stored, target)
-        misfits += found
-        if found:
-            remedies.update(_remedies(stored, target))
-    if misfits:
-        advice = "; ".join(remedies.values()) or "another kind of network"
-        raise GanError(f"{source.source}: does not fit this run ({advice}): {_listed(misfits)}")
-    return TransferReport(
-        loaded=sum(_copy(stored, target) for _, stored, target in pairs if stored is not None),
-        parameters=sum(p.numel() for _, _, target in pairs for p in target.parameters()),
+    report = plan_transfer(source, G, D, G_ema, class_names)
+    if not report.whole and not allow_partial:
+        raise GanError(report.refusal)
+    for name, target in (("G", G), ("D", D), ("G_ema", G_ema)):
+        _write(report.fates[name], target)
+    return report
+
+
+def plan_transfer(
+    source: Snapshot,
+    G: torch.nn.Module,
+    D: torch.nn.Module,
+    G_ema: torch.nn.Module,
+    class_names: Sequence[str] | None = None,
+) -> TransferReport:
+    """What `transfer` would do to networks of these shapes, which need no numbers. Raises GanError without a G."""
+    if source.generator is None:
+        raise GanError(f"{source.source}: holds no generator; a run cannot start from it")
+    classes = Classes(_class_names(source), class_names)
+    found: dict[str, list[Fate]] = {}
+    advice: dict[str, str] = {}
+    for name, stored, target in (("G", source.G, G), ("D", source.D, D), ("G_ema", source.G_ema, G_ema)):
+        if stored is None and name == "D":
+            found[name] = [Fate(tensor, NEW, "the file has no D") for tensor in D.state_dict()]
+            advice["D"] = "it holds no discriminator"
+            continue
+        there = stored or source.generator
+        found[name] = fates(there, target, classes)
+        if stored is None:  # only one of the two generators is there
+            other = "G_ema" if name == "G" else "G"
+            found[name] = [_taken(fate, f"that of {other}") for fate in found[name]]
+            advice[name] = f"it holds no {name}"
+        if any(fate.kind != LOADED for fate in found[name]):
+            advice.update(_remedies(there, target))
+    if source.G is not None and source.D is not None and found["G"] and not advice and _other_classes(found["G"]):
+        advice["classes"] = f"its classes are {', '.join(classes.stored or ['without names'])}"
+    return TransferReport(source.source, source.kind, found, list(advice.values()))
+
+
+def source_info(source: Snapshot) -> SourceInfo:
+    """What the networks of a snapshot are, as `gan.config.resolve` takes it. Raises GanError without a G."""
+    G, D = source.generator, source.D
+    if G is None:
+        raise GanError(f"{source.source}: holds no generator; a run cannot start from it")
+    given, synthesis = _arguments(G), _arguments(G.synthesis)
+    block = _arguments(G.synthesis.b4)
+    of_synthesis = _others(given["synthesis_kwargs"], "channel_base", "channel_max", "use_noise")
+    of_mapping = _others(given["mapping_kwargs"], "num_layers")
+    discriminator: dict[str, Any] = {}
+    if D is not None:
+        theirs = _arguments(D)
+        for name in ("channel_base", "channel_max"):
+            if theirs[name] != synthesis[name]:
+                discriminator[name] = int(theirs[name])
+        if theirs["cmap_dim"] is not None:
+            discriminator["cmap_dim"] = int(theirs["cmap_dim"])
+        for name in ("block_kwargs", "mapping_kwargs", "epilogue_kwargs"):
+            discriminator[name] = _others(theirs[name])
+    return SourceInfo(
+        channel_base=int(synthesis["channel_base"]),
+        channel_max=int(synthesis["channel_max"]),
+        mapping_layers=int(G.mapping.num_layers),
+        use_noise=bool(block["layer_kwargs"].get("use_noise", True)),
+        z_dim=int(G.z_dim),
+        w_dim=int(G.w_dim),
+        d_architecture=None if D is None else _arguments(D)["architecture"],
+        generator=_filled({"mapping_kwargs": of_mapping, "synthesis_kwargs": of_synthesis}),
+        discriminator=_filled(discriminator),
     )
 
 
 @torch.no_grad()
-def _copy(stored: torch.nn.Module, target: torch.nn.Module) -> int:
-    tensors = stored.state_dict(keep_vars=True)
-    for name, tensor in target.state_dict(keep_vars=True).items():
-        tensor.copy_(tensors[name])
-    return len(tensors)
+def _write(found: Sequence[Fate], target: torch.nn.Module) -> None:
+    tensors = target.state_dict(keep_vars=True)
+    for fate in found:
+        if fate.value is not None:
+            tensor = tensors[fate.name]
+            tensor.copy_(fate.value(tensor.detach()))
 
 
-def _misfits(network: str, stored: torch.nn.Module, target: torch.nn.Module) -> list[str]:
-    have = {name: list(tensor.shape) for name, tensor in stored.state_dict().items()}
-    want = {name: list(tensor.shape) for name, tensor in target.state_dict().items()}
-    found = []
-    for name in [*want, *(name for name in have if name not in want)]:
-        if name not in have:
-            found.append(f"{network}.{name} is not in the file")
-        elif name not in want:
-            found.append(f"{network}.{name} is only in the file")
-        elif have[name] != want[name]:
-            found.append(f"{network}.{name} is {have[name]} in the file, {want[name]} here")
-    return found
+def _taken(fate: Fate, origin: str) -> Fate:
+    """A tensor that is in the file, though in another network."""
+    if fate.kind not in (LOADED, ADAPTED):
+        return fate
+    return dataclasses.replace(fate, kind=ADAPTED, why=", ".join(filter(None, [origin, fate.why])))
 
 
-def _listed(misfits: list[str]) -> str:
-    rest = len(misfits) - _NAMED
-    return "; ".join(misfits[:_NAMED]) + (f"; and {rest} more" if rest > 0 else "")
+def _class_names(source: Snapshot) -> list[str] | None:
+    """Those that the file tells, if they are what they should be."""
+    names = source.training_set_kwargs.get("class_names")
+    sound = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    return list(names) if sound and names else None
+
+
+def _other_classes(found: Sequence[Fate]) -> bool:
+    return any(fate.name == "mapping.embed.weight" and fate.kind != LOADED for fate in found)
 
 
 def _remedies(stored: torch.nn.Module, target: torch.nn.Module) -> dict[str, str]:
@@ -83,8 +228,11 @@ def _remedies(stored: torch.nn.Module, target: torch.nn.Module) -> dict[str, str
     theirs, ours = _options(stored), _options(target)
     height, width = height_width(theirs["img_resolution"])
     channels, labels = theirs.get("img_channels"), theirs.get("c_dim")
+    here = "x".join(map(str, height_width(ours["img_resolution"])[::-1]))
     advice = {
-        "img_resolution": f"its images are {width}x{height}: use a dataset of --width={width} --height={height}",
+        "img_resolution": (
+            f"its images are {width}x{height}, the dataset's {here}: use a dataset of --width={width} --height={height}"
+        ),
         "img_channels": (
             f"its images have {channels} channel{'s' * (channels != 1)}, the dataset {ours.get('img_channels')}"
             + (f": use a dataset of --channels={IMAGE_KINDS[channels].lower()}" if channels in IMAGE_KINDS else "")
@@ -112,8 +260,27 @@ def _options(network: torch.nn.Module) -> dict[str, Any]:
         parts += [synthesis.b4, synthesis, network.mapping]
     options: dict[str, Any] = {}
     for part in parts:
-        bound = inspect.signature(type(part).__init__).bind(part, *part._init_args, **part._init_kwargs)
-        bound.apply_defaults()
-        options.update(bound.arguments)
+        options.update(_arguments(part))
     options["img_resolution"] = network.img_resolution  # a square may have been given as a pair
     return options
+
+
+def _arguments(module: Any) -> dict[str, Any]:
+    """What a module was made with, defaults filled in."""
+    bound = inspect.signature(type(module).__init__).bind(module, *module._init_args, **module._init_kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def _others(kwargs: Mapping[str, Any] | None, *decided: str) -> dict[str, Any]:
+    """Arguments that nothing else decides."""
+    return {name: _plain(value) for name, value in (kwargs or {}).items() if name not in (*decided, *_SETTINGS)}
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON knows: files hold NumPy's too."""
+    return value if isinstance(value, (str, int, float, type(None))) else np.asarray(value).tolist()
+
+
+def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value != {}}

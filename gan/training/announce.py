@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -38,8 +38,11 @@ def announcement(
     yield from disk.outlook(config, run_dir, progress.nimg)
     if not resources.can_measure_memory():
         yield "Memory:    cpumem reads 0, because psutil is not installed"
-    if config.init_from and progress.nimg == 0:
-        yield f"Weights:   from {config.init_from}"
     if progress.rollbacks:
         yield "Rates:     halved since training had failed once"
     yield "Stop with Ctrl-C: the run is saved, and python train.py --resume goes on where it was"
+
+
+def with_topic(topic: str, lines: Sequence[str]) -> list[str]:
+    """Lines of one topic, `Weights:` for one, which the first of them names."""
+    return [f"{topic if i == 0 else '':<11}{line}" for i, line in enumerate(lines)]

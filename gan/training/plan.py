@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from gan.config import TrainConfig
 from gan.files import free_bytes
 from gan.image_size import base_size, nominal_resolution
 from gan.training import disk, retention
+from gan.training.announce import with_topic
 
 # Fitted to whole runs on a CPU, whose peaks the estimate gives within 25 % (docs/experiments.md).
 _MAP_COPIES = 10  # tensors that a layer keeps until the backward pass is over
 _PROGRAM = 0.5  # GB: Python, PyTorch, MLflow
 
 
-def describe_plan(config: TrainConfig, folder: str | Path = ".") -> list[str]:
-    """The plan in lines for the screen. `folder`: that of the runs; for a run that continues, its own."""
+def describe_plan(config: TrainConfig, folder: str | Path = ".", source: Sequence[str] = ()) -> list[str]:
+    """The plan in lines for the screen.
+
+    Args:
+        folder: that of the runs; for a run that continues, its own.
+        source: what is said of the file that the networks come from.
+    """
     data, network, optim, augment = config.data, config.network, config.optim, config.augment
     present = retention.snapshots_in(Path(folder))
     free, nimg = free_bytes(Path(folder)), 1000 * max(present, default=0)
@@ -37,6 +44,7 @@ def describe_plan(config: TrainConfig, folder: str | Path = ".") -> list[str]:
         f"networks   channels {network.channel_base}/resolution up to {network.channel_max}, mapping of "
         f"{network.mapping_layers} layers, D {network.d_architecture}, "
         f"minibatch-stddev groups of {network.mbstd_group_size}",
+        *with_topic("weights", source),
         f"rates      G {optim.glr:g}, D {optim.dlr:g}; R1 gamma {config.loss.r1_gamma:g}; path length weight "
         f"{config.loss.pl_weight:g}; EMA over {optim.ema_kimg:g} kimg",
         f"augment    {p}",

@@ -49,7 +49,7 @@ def train(
         states = StateFiles(run_dir, config.keep_states)
         saved = _state_to_go_on_from(states, run_dir, config, at, said.append) if continued else None
         if saved is None and config.init_from and start is None:
-            start = models.load(config.init_from)
+            start = _source(config)
         if continued:
             run_folder.write_options(run_dir, config)
         while True:
@@ -67,6 +67,12 @@ def train(
             config, device, start, continued = trainer.config, trainer.device, None, True
             del trainer
             release_memory(device)  # of its networks, before there are new ones
+
+
+def _source(config: TrainConfig) -> models.Snapshot:
+    """What a run begins anew from."""
+    assert config.init_from is not None
+    return models.load(config.init_from, base=config.pretrained_base)
 
 
 def _state_to_go_on_from(

@@ -22,7 +22,7 @@ from gan.data.loader import BatchStream
 from gan.errors import FailedRunError, GanError
 from gan.tracking import Console, JsonlTracker, MlflowTracker, Trackers, jsonl
 from gan.training import resources, run_folder, state_files
-from gan.training.announce import announcement
+from gan.training.announce import announcement, with_topic
 from gan.training.batches import batches_on
 from gan.training.devices import prepare
 from gan.training.fit import fitted
@@ -81,13 +81,14 @@ class Trainer:
         self.config = config = self._with_micro_batch(config)
         self.state = TrainingState(config, self.device)
         self.state.set_half_dtype(self.half_dtype)
+        self._notes = list(notes)
         if start is not None:
-            models.transfer(start, self.state.G, self.state.D, self.state.G_ema)
+            self._notes += self._start_from(start)
         self._tracker_state: dict[str, Any] = {}
         if saved is not None:
             self.state.load_state_dict(saved.state)
             self._tracker_state = saved.tracker
-        self._continued, self._notes = continued, notes
+        self._continued = continued
         labels = LabelTable.of(dataset, self.device)
         self.step = TrainStep(self.state, config, labels, self.print, self._remember_micro_batch)
         self.files = RunFiles(config, run_dir, dataset, labels, self.state, states, self.print)
@@ -154,6 +155,13 @@ class Trainer:
     def print(self, text: str) -> None:
         """To the screen and log.txt."""
         self.console.print(text)
+
+    def _start_from(self, source: models.Snapshot) -> list[str]:
+        """Take over the weights of a file; what to say of that."""
+        G, D, G_ema = self.state.G, self.state.D, self.state.G_ema
+        names = self.config.data.class_names
+        report = models.transfer(source, G, D, G_ema, self.config.allow_partial, names)
+        return with_topic("Weights:", [*report.lines(), *source.notes])
 
     def _with_micro_batch(self, config: TrainConfig) -> TrainConfig:
         """The configuration with the micro-batch of `--batch-gpu auto` found, for good."""

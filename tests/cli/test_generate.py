@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -61,6 +62,24 @@ def test_the_newest_snapshot_is_the_default(here: Path) -> None:
     result = run("--seeds", "3")
     assert result.exit_code == 0, result.output
     assert "00001-a/network-snapshot-000200.pkl" in result.output
+
+
+def test_a_name_is_looked_up_below_the_base(here: Path) -> None:
+    save_network(here / "zoo" / "ffhq-res256-mirror-paper256-noaug.pkl")
+    result = run("--network", "ffhq256", "--pretrained-base", "zoo", "--seeds", 0, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "pictures of ffhq256" in result.output
+    result = run("--network", "ffhq512", "--pretrained-base", "zoo", "--seeds", 0)
+    assert result.exit_code == 2
+    assert "error: --network ffhq512: zoo/transfer-learning-source-nets/ffhq-res512" in result.output
+    assert "no such file" in result.output
+
+
+def test_what_had_to_be_assumed_of_a_file_is_said(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_network(here / "net.pkl")
+    snapshot = dataclasses.replace(models.load(here / "net.pkl"), notes=["w_avg was estimated"])
+    monkeypatch.setattr(models, "load", lambda *args, **kwargs: snapshot)
+    assert "net.pkl: w_avg was estimated\n" in run("--network", "net.pkl", "--seeds", 0).output
 
 
 def test_classes_change_the_picture_and_are_asked_for(here: Path) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import PIL.Image
 import pytest
 from click.testing import CliRunner, Result
-from runs import run_train
+from runs import interrupted, run_train
 from tiny import TINY, write_dataset
 
+from gan import models
 from gan.cli.train import train
 from gan.config import DataInfo, TrainOptions, resolve
 
@@ -19,7 +20,8 @@ SURFACE = """
 --data --outdir --gpus --cfg --demo --cond --mirror --subset --gamma --kimg --batch --batch-gpu --aug --p --target
 --augpipe --p-max --resume --at --freezed --snap --keep --keep-every --save-every --keep-states --on-divergence --tick
 --seed --fp32 --workers --cache --cache-dir --desc --glr --dlr
---cbase --cmax --map-depth --mbstd-group --device --precision --tf32 --cuda-graphs --dry-run --json --help
+--cbase --cmax --map-depth --mbstd-group --device --precision --tf32 --cuda-graphs --allow-partial --list-tensors
+--pretrained-base --dry-run --json --help
 """
 
 pytestmark = pytest.mark.usefixtures("light_runs")
@@ -169,7 +171,13 @@ def test_every_problem_is_listed_at_once_before_anything_is_made(
         (["--cond"], "has no labels; leave out --cond"),
         (["--subset", 41], "--subset 41: "),
         (["--resume", "ffhq265"], "--resume ffhq265: no such file or folder; did you mean ffhq256?"),
-        (["--resume", "ffhq256"], "--resume ffhq256: downloads are not there yet"),
+        (
+            ["--resume", "ffhq256", "--pretrained-base", "."],
+            "--resume ffhq256: transfer-learning-source-nets/ffhq-res25",
+        ),
+        (["--resume", "x" * 5000], "x: no such file or folder; give a run folder, a snapshot, or one of ffhq256"),
+        (["--allow-partial"], "--allow-partial goes with --resume FILE; add it, or leave --allow-partial out"),
+        (["--list-tensors"], "--list-tensors goes with --resume FILE; add it, or leave --list-tensors out"),
         (["--gpus", 2], "--gpus 2: training on several GPUs is not there yet; use --gpus 1"),
         (["--device", "cpu", "--precision", "fp16"], "--precision fp16: CPUs have no fast float16"),
         (["--device", "cpu", "--cuda-graphs", "on"], "--cuda-graphs on: cpu has none; leave it out"),
@@ -203,14 +211,79 @@ def test_an_unwritable_outdir_is_named(tiny_dataset: Path, tmp_path: Path) -> No
     assert "a part of this path is a file" in result.output
 
 
-def test_a_truncated_snapshot_is_named_before_a_run_folder_is_made(tiny_dataset: Path, tmp_path: Path) -> None:
+def test_a_truncated_snapshot_is_named_with_all_else_before_a_run_folder_is_made(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
     broken = tmp_path / "net.pkl"
     broken.write_bytes(b"\x80\x04\x95 cut")
     runs = tmp_path / "runs"
-    result = run_train("--data", tiny_dataset, *TINY, "--outdir", runs, "--resume", broken)
-    assert result.exit_code == 1
-    assert any("net.pkl" in line for line in problems(result))
+    result = run_train("--data", tiny_dataset, *TINY, "--outdir", runs, "--resume", broken, "--gamma", -1)
+    assert result.exit_code == 2
+    named, other = problems(result)
+    assert named.startswith(f"--resume {broken}: ")
+    assert other.startswith("--gamma -1")
     assert not runs.exists()
+
+
+def test_a_file_without_a_generator_is_named(tiny_dataset: Path, whole: Path, tmp_path: Path) -> None:
+    D = models.load(whole / "network-snapshot-000001.pkl").D
+    models.save(tmp_path / "d.pkl", G=None, D=D, G_ema=None, training_set_kwargs={})
+    result = run_train("--data", tiny_dataset, "--resume", tmp_path / "d.pkl", "--outdir", tmp_path / "runs")
+    assert problems(result) == [f"--resume {tmp_path / 'd.pkl'}: holds no generator; a run cannot start from it"]
+
+
+def test_nothing_is_fetched_for_a_command_line_that_will_not_do(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "load", lambda *args, **kwargs: pytest.fail("opened"))
+    for arguments in (["--data", tiny_dataset, "--gamma", -1], ["--data", tmp_path / "gone.zip"], [], ["--bacth", 3]):
+        result = run_train(*arguments, "--resume", "https://example.invalid/net.pkl")
+        assert result.exit_code == 2
+        assert len(problems(result)) == 1 + ("--bacth" in arguments)
+
+
+def test_the_networks_of_a_file_need_no_flags(tiny_dataset: Path, whole: Path, outdir: Path) -> None:
+    file = whole / "network-snapshot-000001.pkl"
+    arguments = ["--batch=125", "--mbstd-group=5", "--kimg=1", "--workers=0", "--device=cpu", "--fp32", "--snap=2"]
+    result = interrupted(1, "--data", tiny_dataset, "--resume", file, *arguments)
+    (run_dir,) = outdir.glob("0*")
+    assert re.search(rf"^Weights:   from {file}.*: all \d+ tensors loaded$", result.output, re.M)
+    assert (run_dir / "fakes_init.png").read_bytes() == (whole / "fakes000001.png").read_bytes()
+    result = run_train("--resume", "--allow-partial", "--list-tensors")
+    assert result.exit_code == 2
+    assert [line.split()[0] for line in problems(result)] == ["--allow-partial", "--list-tensors:"]
+
+
+def test_a_file_that_fits_in_part_is_refused_with_a_table_and_taken_when_told_to(
+    tiny_dataset: Path, whole: Path, tmp_path: Path, outdir: Path
+) -> None:
+    data = write_dataset(tmp_path / "large.zip", size=32)
+    file = whole / "network-snapshot-000001.pkl"
+    command = ["--data", data, "--resume", file, "--batch=125", "--mbstd-group=5", "--kimg=1", "--device=cpu", "--fp32"]
+    result = run_train(*command, "--list-tensors")
+    assert result.exit_code == 2
+    assert re.search(r"^G +b32 +0 +0 +19 +0  not in the file; begins so that nothing changes$", result.output, re.M)
+    assert re.search(r"^D\.b32\.conv0\.weight +new +not in the file$", result.output, re.M)
+    (problem,) = problems(result)
+    assert problem.startswith(f"--resume {file}: fits only in part (")
+    assert "its images are 16x16, the dataset's 32x32: use a dataset of --width=16 --height=16" in problem
+    assert problem.endswith("; or start from what fits: --allow-partial")
+    assert list(outdir.glob("0*")) == []
+    result = run_train(*command, "--dry-run")
+    assert result.exit_code == 0
+    assert re.search(r"^  weights    from .*000001\.pkl.*: \d+ tensors loaded, 0 adapted", result.output, re.M)
+    assert "it would not start: --resume" in result.output
+    interrupted(1, *command, "--allow-partial")
+    (run_dir,) = outdir.glob("0*")
+    assert f"Weights:   from {file}" in (run_dir / "log.txt").read_text()
+    small = np.asarray(PIL.Image.open(whole / "fakes000001.png").convert("L")).astype(float)
+    large = np.asarray(PIL.Image.open(run_dir / "fakes_init.png").convert("L")).astype(float)
+    assert large.shape == (2 * small.shape[0], 2 * small.shape[1])
+    halved = large.reshape(small.shape[0], 2, small.shape[1], 2).mean(axis=(1, 3))
+    assert np.corrcoef(halved.ravel(), small.ravel())[0, 1] > 0.95
+    config = json.loads((run_dir / "training_options.json").read_text())
+    assert config["allow_partial"]
+    assert config["network"]["channel_base"] == 64
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:

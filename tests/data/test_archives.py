@@ -147,7 +147,7 @@ def laughs(end):
         (b"\x80\x02U\xff", "damaged"),
         (b"\x80\x02\x8d" + b"\xff" * 7 + b"\x00.", "damaged"),  # text of 72 million GB
         (b"\x80\x02ctorch\nload\n)R.", "asks for torch.load"),
-        (b"(i__main__\nX\n.", "instruction INST"),
+        (b"(i__main__\nX\n.", "asks for __main__.X"),
         (b"\x80\x02}(U\x04data]U\x06labels]u.", "does not hold images"),
         (b"\x80\x02cnumpy\ndtype\n(U\x01OK\x00K\x01tR.", "another kind than bytes"),
         (b"", "damaged"),

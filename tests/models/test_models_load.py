@@ -1,8 +1,13 @@
 import copy
+import gzip
+import io
 import json
 import pickle
 import sys
+import time
 import types
+import warnings
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -307,115 +312,112 @@ def test_odd_places_are_refused(tmp_path):
             models.load(foreign_file(tmp_path / "a.pkl", **content))
 
 
-def test_files_that_are_no_snapshots(tmp_path):
+def torch_saved(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def zipped(**files):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name.replace("__", "/").replace("_", "."), content)
+    return file.getvalue()
+
+
+def arrays_saved():
+    file = io.BytesIO()
+    np.savez(file, a=np.zeros(3), b=np.ones(2))
+    return file.getvalue()
+
+
+def program_saved():
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), file)
+    return file.getvalue()
+
+
+OTHER_FILES = {
+    "nothing": (lambda: b"", "it is empty; copy or download it again"),
+    "text": (lambda: b"hello", "it is no model of a kind that is known"),
+    "page": (lambda: b"\n<!DOCTYPE html><html>", "it is a web page"),
+    "pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer.*git lfs pull"),
+    "gzip": (lambda: gzip.compress(b"hello"), "it is a gzip file; unpack it first"),
+    "tar": (lambda: b"a" * 257 + b"ustar\0", "it is a tar archive; unpack it first"),
+    "picture": (lambda: b"\x89PNG\r\n\x1a\n", "it is a picture"),
+    "onnx": (lambda: b"\x08\x0a\x12\x07pytorch", "it is an ONNX file"),
+    "arrays": (arrays_saved, "npz file"),
+    "array": (lambda: b"\x93NUMPY\x01\x00", "NumPy array"),
+    "dataset": (lambda: zipped(**{"00000__img00000000_png": b"x", "dataset_json": b"{}"}), "zip of images.*--data"),
+    "zip": (lambda: zipped(readme_txt=b"x"), "zip file without networks"),
+    "half a zip": (lambda: zipped(readme_txt=b"x")[:-30], "cut short or damaged"),
+    "program": (program_saved, "TorchScript"),
+    "state": (lambda: torch_saved({"format": 1, "state": {}, "tracker": None}), "training state.*--resume"),
+    "checkpoint": (lambda: torch_saved({"g_ema": {}}), "g_ema: its tensors are not named like those"),
+    "weights": (lambda: torch_saved({"conv.weight": torch.zeros(2)}), "it is not a network snapshot"),
+    "module": (lambda: torch_saved(torch.nn.Linear(2, 2)), "it is not a network snapshot"),
+    "list": (lambda: pickle.dumps([1, 2]), "it is not a network snapshot"),
+    "tuple": (lambda: pickle.dumps((types.SimpleNamespace(),) * 3, 3), "G: .*TensorFlow .*'types.SimpleNamespace'"),
+    "half a pickle": (lambda: pickle.dumps({"G": list(range(99))})[:40], "cut short"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_FILES)
+def test_other_files_are_told_what_they_are(kind, tmp_path):
+    """By what is in them, whatever they are called."""
+    make, words = OTHER_FILES[kind]
+    (tmp_path / "a.pkl").write_bytes(make())
+    with pytest.raises(GanError, match=rf"a\.pkl: .*{words}") as caught:
+        models.load(tmp_path / "a.pkl")
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_and_absent_files(tmp_path):
     with pytest.raises(GanError, match="cannot be read"):
         models.load(tmp_path / "absent.pkl")
-    with pytest.raises(GanError, match="cannot be read"):
+    with pytest.raises(GanError, match="it is a folder; give the file of a model"):
         models.load(tmp_path)
-    torch.save({"g_ema": {}}, tmp_path / "port.pt")
-    with pytest.raises(GanError, match="zip"):
-        models.load(tmp_path / "port.pt")
-    (tmp_path / "tf.pkl").write_bytes(pickle.dumps((types.SimpleNamespace(),) * 3, 3))
-    with pytest.raises(GanError, match="TensorFlow"):
-        models.load(tmp_path / "tf.pkl")
+    for number in (0, 200):
+        (tmp_path / f"network-snapshot-{number:06}.pkl").touch()
+    with pytest.raises(GanError, match=r"a file in it, such as network-snapshot-000200\.pkl"):
+        models.load(tmp_path)
 
 
-def saved(tmp_path, **nets):
-    models.save(tmp_path / "a.pkl", **nets, training_set_kwargs={})
-    return models.load(tmp_path / "a.pkl")
+def test_what_a_file_nests_does_not_delay_its_error(tmp_path):
+    """The text of a list of lists of one list doubles with each level."""
+    kwargs, parameters, _ = golden("generator_orig16")
+    endless, deep = [], []
+    endless.append(endless)
+    for _ in range(40):
+        deep = [deep, deep]
+    start = time.monotonic()
+    for value in (endless, deep, "x" * 10**6, 10**4000, "\n\x1b[2J"):
+        for name in ("img_resolution", "channel_base", value if isinstance(value, str) else "other"):
+            G = foreign_module("Generator", parameters, {**kwargs, name: value})
+            with pytest.raises(GanError) as caught:
+                models.load(foreign_file(tmp_path / "a.pkl", G=G))
+            assert len(str(caught.value)) < 3000
+            assert str(caught.value).isprintable()
+    assert time.monotonic() - start < 20
 
 
-def fresh(generator="generator_cond16", discriminator="discriminator_cond16", generator_changes=None, **changes):
-    G_kwargs, D_kwargs = golden(generator)[0], golden(discriminator)[0]
-    G_kwargs.update(generator_changes or {})
-    G = networks.Generator(**{**G_kwargs, **changes})
-    return G, networks.Discriminator(**{**D_kwargs, **changes}), copy.deepcopy(G)
-
-
-def test_transfer_copies_everything(tmp_path):
-    source = saved(tmp_path, **pair())
-    D_kwargs = golden("discriminator_cond16")[0]
-    G, _, G_ema = fresh()
-    D = networks.Discriminator(**D_kwargs, block_kwargs={"freeze_layers": 2})  # buffers in place of parameters
-    flat = torch.zeros(G.mapping.fc0.weight.numel())
-    G.mapping.fc0.weight.data = flat.view(G.mapping.fc0.weight.shape)
-    report = models.transfer(source, G, D, G_ema)
-    for theirs, ours in [(source.G, G), (source.D, D), (source.G_ema, G_ema)]:
-        assert_equal_tensors(theirs, ours)
-    assert torch.equal(flat.view(G.mapping.fc0.weight.shape), source.G.mapping.fc0.weight)
-    assert all(p.requires_grad for p in G.parameters())
-    assert report.loaded == sum(len(net.state_dict()) for net in (G, D, G_ema))
-    assert report.parameters == sum(p.numel() for net in (G, D, G_ema) for p in net.parameters())
-
-
-@pytest.mark.parametrize(
-    ("target", "words"),
-    [
-        ({"c_dim": 0}, "--cond=1"),
-        ({"img_resolution": 8}, "--width=16 --height=16"),
-        ({"img_resolution": 32}, "--width=16 --height=16"),
-        ({"img_resolution": [32, 24]}, "its images are 16x16: use a dataset of --width=16 --height=16"),
-        ({"img_channels": 1}, "its images have 3 channels, the dataset 1: use a dataset of --channels=rgb"),
-        ({"img_channels": 4}, "its images have 3 channels, the dataset 4: use a dataset of --channels=rgb"),
-        ({"generator_changes": {"mapping_kwargs": {"num_layers": 2}}}, "--map-depth=8"),
-        ({"generator_changes": {"synthesis_kwargs": {"channel_base": 128, "channel_max": 24}}}, "--cbase=256"),
-        ({"generator_changes": {"synthesis_kwargs": {"channel_base": 256, "channel_max": 16}}}, "--cmax=24"),
-        ({"generator_changes": {"synthesis_kwargs": {"channel_base": 256, "channel_max": 24, "architecture": "orig"}}},
-         "architecture is skip"),
-    ],
-)  # fmt: skip
-def test_transfer_names_the_flag_and_copies_nothing(target, words, tmp_path):
-    source = saved(tmp_path, **pair())
-    nets = fresh(**target)
-    before = [copy.deepcopy(net.state_dict()) for net in nets]
-    with pytest.raises(GanError) as caught:
-        models.transfer(source, *nets)
-    text = str(caught.value)
-    assert text.startswith(str(tmp_path / "a.pkl"))
-    assert words in text
-    assert text.count("--") == words.count("--")  # and no other flag
-    assert text.count(" in the file") + text.count("only in the file") <= 16
-    for net, state in zip(nets, before, strict=True):
-        assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("here", "words"),
-    [
-        (([96, 64], 4), "its images are 96x64: use a dataset of --width=96 --height=64"),
-        ((64, 4), "its images are 96x64: use a dataset of --width=96 --height=64"),
-        (([64, 96], 1), "its images have 4 channels, the dataset 1: use a dataset of --channels=rgba"),
-    ],
-    ids=str,
-)
-def test_transfer_names_width_before_height(here, words, tmp_path):
-    source = saved(tmp_path, **sized([64, 96], 4))
-    with pytest.raises(GanError) as caught:
-        models.transfer(source, *sized(*here).values())
-    assert f"does not fit this run ({words}):" in str(caught.value)
-
-
-@pytest.mark.parametrize(("stored", "here"), [([64, 96], (64, 96)), ([16, 16], 16)], ids=str)
-def test_transfer_copies_networks_of_one_size_however_it_was_given(stored, here, tmp_path):
-    source = saved(tmp_path, **sized(stored, 4))
-    nets = sized(here, 4)
-    nets["G"].synthesis.b4.const.data.zero_()
-    models.transfer(source, *nets.values())
-    assert_equal_tensors(nets["G"], source.G)
-    narrower = networks.Generator(**{**nets["G"]._init_kwargs, "synthesis_kwargs": {"channel_base": 64}})
-    with pytest.raises(GanError, match=r"does not fit this run \(use --cmax=8\)"):
-        models.transfer(source, narrower, nets["D"], narrower)
-
-
-def test_transfer_lists_eight_and_counts_the_rest(tmp_path):
-    nets = pair()
-    source = saved(tmp_path, **nets)
-    with pytest.raises(GanError, match=r"; and \d+ more$") as caught:
-        models.transfer(source, *fresh(img_resolution=32))
-    assert str(caught.value).count("is not in the file") == 8
-
-
-def test_transfer_needs_all_three(tmp_path):
-    source = saved(tmp_path, G=None, D=None, G_ema=network("generator_cond16")[0])
-    with pytest.raises(GanError, match="holds no G and no D"):
-        models.transfer(source, *fresh())
+def test_small_files_do_not_become_large_networks(tmp_path):
+    """The weights of all mapping layers are one tensor."""
+    kwargs, parameters, _ = golden("generator_orig16")
+    parameters = {name: t for name, t in parameters.items() if not name.startswith("mapping.")}
+    parameters.update({f"mapping.fc{i}.bias": torch.zeros(1024) for i in range(8)})
+    parameters["mapping.w_avg"] = torch.zeros(1024)
+    for name in [name for name in parameters if name.endswith("affine.weight")]:
+        parameters[name] = torch.zeros(parameters[name].shape[0], 1024)
+    kwargs.update(z_dim=1024, w_dim=1024, mapping_kwargs={"num_layers": 8})
+    G = foreign_module("Generator", parameters, kwargs)
+    shared = torch.nn.Parameter(torch.zeros(1024, 1024))
+    for layer in G.meta["state"]["_modules"]["mapping"].meta["state"]["_modules"].values():
+        layer.meta["state"]["_parameters"]["weight"] = shared
+    file = foreign_file(tmp_path / "a.pkl", G=G)
+    assert file.stat().st_size < 2 * 4 * 1024**2
+    with pytest.raises(GanError, match=r"a\.pkl: G: its tensors are larger than what is stored of them"):
+        models.load(file)

@@ -1,0 +1,286 @@
+"""Have a model file that is somewhere else on this machine: by its name, address or path.
+
+What was fetched stays in a cache, and is used from there without asking anybody. A download is written to `NAME.part`,
+which whatever ends it leaves behind for the next one to go on with, and gets its name when it is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import unquote, urldefrag, urlsplit
+from urllib.request import url2pathname
+
+from gan.errors import GanError, one_line
+from gan.files import Locked, disk_size, explain_os_error, flush, lock, readable_size, write_text
+from gan.presets import PRETRAINED, PRETRAINED_BASE
+
+BASE_VARIABLE = "GAN_PRETRAINED_BASE"
+Progress = Callable[[int, int | None], None]  # bytes so far, of how many
+
+_TIMEOUT = (15, 60)  # seconds to connect, and without a byte
+_PAUSES = (0.5, 2.0, 5.0)  # seconds after failures without a byte in between
+_CHUNK = 2**14  # what is lost at most when a connection breaks off
+_LOCK_SECONDS = 0.2
+_ELSEWHERE = "or fetch the file elsewhere and give its path"
+
+
+class _Broken(Exception):
+    """A download failed in a way that may be over soon."""
+
+
+def local_path(where: str, base: str | None = None, progress: Progress | None = None) -> Path:
+    """The file that is meant, fetched if need be.
+
+    Args:
+        where: a path, an address (http, https, file), or a name of `gan.presets.PRETRAINED`. An address may end in
+            `#sha256=HEX`, which the file is then checked against.
+        base: address or folder of the files that have names; else the environment variable GAN_PRETRAINED_BASE.
+        progress: called while a file is fetched.
+
+    Raises GanError, in one line with what to do, if it cannot be had.
+    """
+    if os.path.exists(where):  # whatever was typed: pathlib raises for what is no path at all
+        return Path(where)
+    if where in PRETRAINED:
+        return _named(where, base or os.environ.get(BASE_VARIABLE) or PRETRAINED_BASE, progress)
+    scheme = urlsplit(where).scheme.lower() if "://" in where else ""
+    if scheme == "file":
+        return _existing(_path_of(where), where)
+    if scheme in ("http", "https"):
+        return _Download(where, progress).path()
+    if scheme:
+        raise GanError(f"{where}: only http, https and file addresses can be opened; fetch it and give its path")
+    close = difflib.get_close_matches(where, PRETRAINED, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise GanError(f"{where}: cannot be read (no such file){hint}")
+
+
+def cache_folder() -> Path:
+    """Where fetched files stay."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "stylegan2-ada-trainer" / "models"
+
+
+def _named(name: str, base: str, progress: Progress | None) -> Path:
+    file = PRETRAINED[name]
+    if urlsplit(base).scheme.lower() in ("http", "https"):
+        return local_path(f"{base.rstrip('/')}/{file}", progress=progress)
+    folder = _path_of(base) if base.startswith("file://") else Path(base)
+    beside = folder / Path(file).name  # without the folders of the zoo
+    return beside if beside.exists() else _existing(folder / file, f"{name}: {folder / file}")
+
+
+def _path_of(address: str) -> Path:
+    return Path(url2pathname(urlsplit(address).path))
+
+
+def _existing(path: Path, shown: str) -> Path:
+    if not path.exists():
+        raise GanError(f"{shown}: no such file")
+    return path
+
+
+class _Download:
+    """A file of the web on its way into the cache."""
+
+    def __init__(self, address: str, progress: Progress | None) -> None:
+        self.url, fragment = urldefrag(address)
+        digest = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
+        if fragment and digest is None:
+            raise GanError(
+                f"{address}: what follows # must be sha256= and 64 hexadecimal digits; mend it or leave it out"
+            )
+        self.sha256 = digest[1].lower() if digest else None
+        self.progress = progress
+        name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(self.url).path).rpartition("/")[2])[-80:] or "model"
+        key = hashlib.sha256(f"{self.url}#{self.sha256}".encode()).hexdigest()[:12]
+        self.final = cache_folder() / f"{key}-{name}"
+        self.part = self.final.with_name(f"{self.final.name}.part")
+        self.note = self.final.with_name(f"{self.final.name}.part.json")  # which version of the file the part is of
+
+    def path(self) -> Path:
+        """The complete file."""
+        if self.final.exists():
+            return self.final
+        try:
+            self.final.parent.mkdir(parents=True, exist_ok=True)
+            with self._alone():
+                if not self.final.exists():  # another process may have fetched it meanwhile
+                    self._fetch()
+        except OSError as error:
+            raise explain_os_error(error, self.final) from error
+        return self.final
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While no other process fetches this file: one waits for the other."""
+        with open(self.final.with_name(f"{self.final.name}.lock"), "a+", encoding="utf-8") as file:
+            while True:
+                try:
+                    lock(file)
+                    break
+                except Locked:
+                    time.sleep(_LOCK_SECONDS)
+            yield
+
+    def _fetch(self) -> None:
+        """Until it is complete, as often as it gets further."""
+        requests = _requests(self.url)
+        failures, furthest = 0, self._size()
+        with requests.Session() as session:
+            while True:
+                try:
+                    self._go_on(session)
+                    break
+                except requests.exceptions.InvalidURL as error:
+                    raise GanError(f"{self.url}: is no address ({one_line(error)}); mend it, {_ELSEWHERE}") from error
+                except (_Broken, requests.RequestException) as error:
+                    problem: Exception = error
+                failures = 0 if self._size() > furthest else failures + 1
+                furthest = max(furthest, self._size())
+                if failures > len(_PAUSES):
+                    raise self._gave_up(problem) from problem
+                time.sleep(_PAUSES[max(failures - 1, 0)])
+        self._check_digest()
+        with open(self.part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(self.part, self.final)
+        flush(self.final.parent)
+        self.note.unlink(missing_ok=True)
+
+    def _gave_up(self, problem: Exception) -> GanError:
+        size = self._size()
+        kept = (
+            f"; the {readable_size(size)} that came are kept, and the same command goes on from there" if size else ""
+        )
+        return GanError(f"{self.url}: cannot be fetched ({one_line(problem)}){kept}; try again later, {_ELSEWHERE}")
+
+    def _go_on(self, session: Any) -> None:
+        """One request, from where the part ends if it is known to be of the same file."""
+        size, version = self._size(), self._version()
+        headers = {"Accept-Encoding": "identity", "User-Agent": "stylegan2-ada-trainer"}
+        if size and version:
+            headers |= {"Range": f"bytes={size}-", "If-Range": version}
+        with self._answer(session, headers) as response:
+            begin, total = self._accepted(response, size)
+            if response.status_code == 416:
+                return
+            with open(self.part, "r+b" if begin else "wb") as file:
+                if not begin:
+                    write_text(self.note, json.dumps({"version": _validator(response.headers)}))
+                file.seek(begin)
+                file.truncate()
+                self._check_room(None if total is None else total - begin)
+                self._receive(response, file, total)
+
+    def _answer(self, session: Any, headers: dict[str, str]) -> Any:
+        errors = _requests(self.url).exceptions
+        try:
+            return session.get(self.url, headers=headers, stream=True, timeout=_TIMEOUT)
+        except errors.SSLError:
+            raise
+        except (errors.ConnectionError, errors.Timeout) as error:
+            raise _Broken(f"there is no connection to {urlsplit(self.url).netloc}") from error
+
+    def _accepted(self, response: Any, size: int) -> tuple[int, int | None]:
+        """(where the answer begins, length of the whole file or None). Raises if it is no answer to go on with."""
+        status, headers = response.status_code, response.headers
+        if status == 416:  # there is nothing behind the part
+            if headers.get("Content-Range") == f"bytes */{size}":
+                return size, size
+            self.part.unlink(missing_ok=True)
+            raise _Broken("the server's file has changed")
+        if status in (408, 425, 429) or status >= 500:
+            raise _Broken(f"the server answers {status} {response.reason}")
+        if status in (401, 403):
+            raise GanError(
+                f"{self.url}: the server does not hand it out ({status} {response.reason}); check the "
+                f"address, {_ELSEWHERE}"
+            )
+        if status not in (200, 206):
+            raise GanError(f"{self.url}: is not there ({status} {response.reason}); check the address, {_ELSEWHERE}")
+        if headers.get("Content-Type", "").split(";")[0].strip().lower() in ("text/html", "application/xhtml+xml"):
+            raise GanError(f"{self.url}: is a web page, not a model; give the address of the file itself, {_ELSEWHERE}")
+        length = headers.get("Content-Length", "")
+        if status == 200:
+            return 0, int(length) if length.isdigit() and "Content-Encoding" not in headers else None
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
+        if match is None or int(match[1]) != size:
+            self.part.unlink(missing_ok=True)
+            raise _Broken("the server sends another part of the file than it was asked for")
+        return size, None if match[2] == "*" else int(match[2])
+
+    def _receive(self, response: Any, file: IO[bytes], total: int | None) -> None:
+        done = file.tell()
+        if self.progress is not None:
+            self.progress(done, total)
+        broken = None
+        try:
+            for chunk in response.iter_content(_CHUNK):
+                file.write(chunk)
+                done += len(chunk)
+                if self.progress is not None:
+                    self.progress(done, total)
+        except _requests(self.url).RequestException as error:
+            broken = error
+        if broken is not None or (total is not None and done < total):
+            raise _Broken(f"the connection broke off after {done} of {total or '?'} bytes") from broken
+        if total is not None and done > total:
+            file.truncate(0)
+            raise _Broken(f"the server sent {done} bytes of a file of {total}")
+
+    def _check_room(self, needed: int | None) -> None:
+        all_bytes, free = disk_size(self.part.parent)
+        if needed is not None and all_bytes and free < needed:
+            raise GanError(
+                f"{self.part.parent}: no space left on the device: {self.url} takes {readable_size(needed)} and "
+                f"{readable_size(free)} are free; free some, or name another cache with XDG_CACHE_HOME"
+            )
+
+    def _check_digest(self) -> None:
+        if self.sha256 is None:
+            return
+        digest = hashlib.sha256()
+        with open(self.part, "rb") as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+        if digest.hexdigest() != self.sha256:
+            self.part.unlink()
+            raise GanError(f"{self.url}: what came has another sha256 ({digest.hexdigest()}); check the address and it")
+
+    def _size(self) -> int:
+        try:
+            return self.part.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _version(self) -> str | None:
+        """What the server called the version that the part is of."""
+        try:
+            version = json.loads(self.note.read_text(encoding="utf-8"))["version"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return version if isinstance(version, str) else None
+
+
+def _validator(headers: Any) -> str | None:
+    """For If-Range; weak tags do not say that every byte is the same."""
+    tag = headers.get("ETag", "")
+    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
+
+
+def _requests(url: str) -> Any:
+    try:
+        import requests
+    except ImportError as error:
+        raise GanError(f"{url}: fetching it needs the package requests: pip install requests, {_ELSEWHERE}") from error
+    return requests
