@@ -43,6 +43,12 @@ class StoredStorage(StandIn):
     def __init__(self, read: Callable[[], torch.Tensor]) -> None:
         self._read: Callable[[], torch.Tensor] | None = read
         self._flat: torch.Tensor | None = None
+        self._given_away = False
+
+    def give_away(self) -> bool:
+        """Whether its memory may become that of somebody's tensor: only of the first who asks."""
+        self._given_away, was_given_away = True, self._given_away
+        return not was_given_away
 
     def flat(self) -> torch.Tensor:
         """All elements, on the CPU, `[numel]`. Raises ValueError if the bytes are not a storage."""
@@ -84,6 +90,12 @@ class StoredTensor(StandIn):
         if numel == 0:
             return torch.empty(self.shape, dtype=flat.dtype)
         return flat.as_strided(self.shape, self._stride, self._offset)
+
+    def own(self) -> torch.Tensor:
+        """As `tensor`, but contiguous and in memory that nobody else is given: without a copy where that can be."""
+        tensor = self.tensor()
+        is_all = tensor.is_contiguous() and tensor.numel() == self._storage.flat().numel()
+        return tensor if is_all and self._storage.give_away() else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def flat_tensor(buffer: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -33,10 +33,10 @@ def build(description: Description) -> torch.nn.Module:
     if problems:
         raise ValueError("its tensors do not fit: " + listed(problems))
     check_sizes(tensor for tensor in tensors.values() if isinstance(tensor, StoredTensor))
-    stored = {name: _tensor(tensors[name]) for name in wanted}
+    stored = {name: _own(tensors[name]) for name in wanted}
     if any(tensor.is_complex() for tensor in stored.values()):
         raise ValueError("its tensors are not real numbers")
-    content = {name: stored[name].to(tensor.dtype, copy=True).contiguous() for name, tensor in wanted.items()}
+    content = {name: stored[name].to(tensor.dtype) for name, tensor in wanted.items()}
     made.load_state_dict(content, assign=True)
     return made.eval().requires_grad_(False)
 
@@ -123,5 +123,7 @@ def _misfits(tensors: Mapping[str, StoredTensor | torch.Tensor], wanted: Mapping
     return problems
 
 
-def _tensor(stored: StoredTensor | torch.Tensor) -> torch.Tensor:
-    return stored if isinstance(stored, torch.Tensor) else stored.tensor()
+def _own(stored: StoredTensor | torch.Tensor) -> torch.Tensor:
+    if isinstance(stored, StoredTensor):
+        return stored.own()
+    return stored.clone(memory_format=torch.contiguous_format)
