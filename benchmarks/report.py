@@ -80,6 +80,17 @@ def pack() -> None:
                 row(size, way, spread, *ratios)
 
 
+def model_files() -> None:
+    header("way", "seconds", "to plain", "of processor", "memory on top", "longest stall beside it", "file")
+    for way, found in results("model_files").items():
+        if way != "tensor_bytes":
+            seconds = f"{found['wall']['median']:.2f} ({found['wall']['min']:.2f} to {found['wall']['max']:.2f})"
+            medians = {key: value["median"] for key, value in found.items() if isinstance(value, dict)}
+            memory, stall = f"{medians['peak_mb']:.0f} MB", f"{medians['stall_ms']:.0f} ms"
+            size = f"{medians['bytes'] / 1e6:.1f} MB"
+            row(way, seconds, f"{found['wall_to_plain']:.2f}", f"{medians['cpu']:.2f} s", memory, stall, size)
+
+
 def faults() -> None:
     header("fault", "times", "runs", "lost, torn or different", "besides")
     for name, fault in results("faults").items():
@@ -88,7 +99,7 @@ def faults() -> None:
 
 
 def main() -> None:
-    for table in (train_step, scaling, profile, quality, pack, faults):
+    for table in (train_step, scaling, profile, quality, pack, model_files, faults):
         if (harness.RESULTS / f"{table.__name__}.json").exists():
             print(f"\n## {table.__name__}\n")
             table()

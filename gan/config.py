@@ -81,8 +81,7 @@ class TrainOptions:
     tf32: bool = _opt(True, "Allow TF32 in float32 products on NVIDIA GPUs; --tf32=0 is exact and slower")
     cuda_graphs: str = _opt("auto", "Launch each phase of a step as one on NVIDIA GPUs; auto does if it can")
     allow_partial: bool = _opt(False, "With --resume FILE: start from what fits, even if that is not all of it")
-    list_tensors: bool = _opt(False, "With --resume FILE: say of each tensor what becomes of it")
-    pretrained_base: str | None = _opt(None, "Address or folder of the networks that have names")
+    pretrained_base: str | None = _opt(None, "Folder or address of the networks that have names")
 
 
 def flag(option: str) -> str:
@@ -377,11 +376,11 @@ def check_values(options: TrainOptions) -> list[str]:
     o = options
     problems = []
 
-    def require(flag: str, value: Any, ok: bool, what: str) -> None:
+    def require(name: str, value: Any, ok: bool, what: str) -> None:
         if value is not None and not ok:
-            problems.append(f"{flag} {value}: {what}")
+            problems.append(f"{name} {value}: {what}")
 
-    for flag, value in (
+    for name, value in (
         ("--gpus", o.gpus),
         ("--kimg", o.kimg),
         ("--batch", o.batch),
@@ -396,14 +395,14 @@ def check_values(options: TrainOptions) -> list[str]:
         ("--map-depth", o.map_depth),
         ("--mbstd-group", o.mbstd_group),
     ):
-        require(flag, value, value is None or value >= 1, "must be a whole number from 1 on")
-    for flag, value in (("--freezed", o.freezed), ("--seed", o.seed), ("--workers", o.workers)):
-        require(flag, value, value is None or value >= 0, "must be a whole number from 0 on")
-    for flag, rate in (("--glr", o.glr), ("--dlr", o.dlr), ("--tick", o.tick), ("--save-every", o.save_every)):
-        require(flag, rate, rate is None or rate > 0, "must be greater than 0")
+        require(name, value, value is None or value >= 1, "must be a whole number from 1 on")
+    for name, value in (("--freezed", o.freezed), ("--seed", o.seed), ("--workers", o.workers)):
+        require(name, value, value is None or value >= 0, "must be a whole number from 0 on")
+    for name, rate in (("--glr", o.glr), ("--dlr", o.dlr), ("--tick", o.tick), ("--save-every", o.save_every)):
+        require(name, rate, rate is None or rate > 0, "must be greater than 0")
     require("--gamma", o.gamma, o.gamma is None or o.gamma >= 0, "must be at least 0")
-    for flag, share in (("--p", o.p), ("--p-max", o.p_max)):
-        require(flag, share, share is None or 0 <= share <= 1, "must be from 0 to 1")
+    for name, share in (("--p", o.p), ("--p-max", o.p_max)):
+        require(name, share, share is None or 0 <= share <= 1, "must be from 0 to 1")
     require("--target", o.target, o.target is None or -1 <= o.target <= 1, "must be from -1 to 1; 0.6 is usual")
     require("--at", o.at, o.at is None or o.at >= 0, "must be at least 0")
     if o.at is not None and o.resume is None:
@@ -411,10 +410,9 @@ def check_values(options: TrainOptions) -> list[str]:
     if o.fp32 and o.precision not in ("auto", "fp32"):
         problems.append(f"--precision {o.precision} contradicts --fp32; leave one of them out")
     if o.resume is None:
-        for option in ("allow_partial", "list_tensors", "pretrained_base"):
+        for option in ("allow_partial", "pretrained_base"):
             if getattr(o, option):
-                name = "--" + option.replace("_", "-")
-                problems.append(f"{name} goes with --resume FILE; add it, or leave {name} out")
+                problems.append(f"{flag(option)} goes with --resume FILE; add it, or leave {flag(option)} out")
     if o.desc is not None and ("/" in o.desc or "\\" in o.desc):
         problems.append(f"--desc {o.desc}: becomes part of a folder name; leave out the slashes")
     return problems + check_cache(o.cache, o.cache_dir)
@@ -487,7 +485,7 @@ def resolve(options: TrainOptions, data: DataInfo, source: SourceInfo | None = N
     batch_gpu = max(min(batch // (preset.ref_gpus or o.gpus), batch // o.gpus), 1)
     mbstd = o.mbstd_group or preset.mbstd or max(min(batch // o.gpus, 4), 1)
     lr = preset.lr or (0.002 if res >= 1024 else 0.0025)
-    fp32 = o.fp32 or o.precision == "fp32"
+    precision = "fp32" if o.fp32 else o.precision
     config = TrainConfig(
         desc=describe(o, data.name),
         data=DataConfig(
@@ -503,7 +501,7 @@ def resolve(options: TrainOptions, data: DataInfo, source: SourceInfo | None = N
             subset=o.subset,
             class_names=data.class_names,
         ),
-        network=_network_config(o, preset, source, res, mbstd),
+        network=_network_config(o, preset, source, res, mbstd, is_fp32=precision == "fp32"),
         loss=LossConfig(
             r1_gamma=_first(o.gamma, preset.gamma, 0.0002 * (data.height * data.width) / batch),
             pl_weight=preset.pl_weight,
@@ -525,9 +523,9 @@ def resolve(options: TrainOptions, data: DataInfo, source: SourceInfo | None = N
         seed=o.seed,
         workers=o.workers,
         device=o.device,
-        precision="fp32" if fp32 else o.precision,
+        precision=precision,
         tf32=o.tf32,
-        init_from=o.resume,
+        init_from=absolute(o.resume),
         cache=o.cache,
         cache_dir=o.cache_dir,
         cuda_graphs=o.cuda_graphs,
@@ -538,7 +536,7 @@ def resolve(options: TrainOptions, data: DataInfo, source: SourceInfo | None = N
         on_divergence=o.on_divergence,
         preset="demo" if o.demo else o.cfg,
         allow_partial=o.allow_partial,
-        pretrained_base=o.pretrained_base,
+        pretrained_base=absolute(o.pretrained_base),
     )
     if o.batch_gpu is not None:
         config = with_batch_gpu(config, o.batch_gpu)
@@ -549,6 +547,11 @@ def resolve(options: TrainOptions, data: DataInfo, source: SourceInfo | None = N
     if problems:
         raise UsageError(problems)
     return config
+
+
+def absolute(where: str | None) -> str | None:
+    """A path that is there, for runs that continue from another folder; names and addresses stay as they are."""
+    return os.path.abspath(where) if where is not None and os.path.exists(where) else where
 
 
 def with_batch_gpu(config: TrainConfig, batch_gpu: int | str) -> TrainConfig:
@@ -627,11 +630,12 @@ def _augment_config(o: TrainOptions, preset: Preset) -> AugmentConfig:
     )
 
 
-def _network_config(o: TrainOptions, preset: Preset, source: SourceInfo | None, res: int, mbstd: int) -> NetworkConfig:
-    fp32 = o.fp32 or o.precision == "fp32"
+def _network_config(
+    o: TrainOptions, preset: Preset, source: SourceInfo | None, res: int, mbstd: int, is_fp32: bool
+) -> NetworkConfig:
     settings: dict[str, Any] = {
-        "num_fp16_res": 0 if fp32 else 4,
-        "conv_clamp": None if fp32 else 256,
+        "num_fp16_res": 0 if is_fp32 else 4,
+        "conv_clamp": None if is_fp32 else 256,
         "mbstd_group_size": mbstd,
         "freeze_layers": o.freezed,
     }

@@ -9,6 +9,7 @@ from typing import Any
 from gan.config import (
     TrainConfig,
     TrainOptions,
+    absolute,
     check_cache,
     check_division,
     check_keep,
@@ -78,6 +79,8 @@ def continued(config: TrainConfig, options: TrainOptions, given: Collection[str]
 
     for option in given:
         value = getattr(options, option)
+        if option == "pretrained_base":
+            value = absolute(value)
         if option in _HONOURED:
             honour(flag(option), _HONOURED[option], value)
         elif option in _REFUSED:
@@ -87,8 +90,6 @@ def continued(config: TrainConfig, options: TrainOptions, given: Collection[str]
                     f"{flag(option)} {_shown(value)}: the run has {_shown(has)}, and {why}; leave it out, or start a "
                     f"new run from its weights with --data DATASET --resume SNAPSHOT"
                 )
-    if "list_tensors" in given and options.list_tensors:
-        problems.append("--list-tensors: a run that continues takes over all tensors of its own; leave it out")
     if "data" in given and options.data is not None and options.data != config.data.path:
         changes["data"] = dataclasses.replace(config.data, path=options.data)
         changed.append(f"--data {options.data}, which was {config.data.path}")

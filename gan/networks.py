@@ -11,6 +11,7 @@ b8, and so on, which for a square of a power of two are the resolutions themselv
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -124,6 +125,13 @@ class _Recorded(torch.nn.Module):
         module.__dict__["_init_kwargs"] = kwargs
         return module
 
+    def arguments(self, defaults: bool = False) -> dict[str, Any]:
+        """Those of the constructor's call by name; with `defaults` also those that it left out."""
+        parameters = list(inspect.signature(type(self).__init__).parameters.values())[1:]
+        given = dict(zip((p.name for p in parameters), self.__dict__["_init_args"], strict=False))
+        left_out = {p.name: p.default for p in parameters if p.default is not p.empty} if defaults else {}
+        return {**left_out, **given, **self.__dict__["_init_kwargs"]}
+
 
 class _Prepared(NamedTuple):
     """The weight of a convolution as it is computed with."""
@@ -232,6 +240,7 @@ class FullyConnectedLayer(_Recorded):
         bias_init: float = 0,
     ) -> None:
         super().__init__()
+        _check_activation(activation)
         self.activation = activation
         self.weight = torch.nn.Parameter(torch.randn([out_features, in_features]) / lr_multiplier)
         self.bias = torch.nn.Parameter(torch.full([out_features], float(bias_init))) if bias else None
@@ -322,6 +331,8 @@ class MappingNetwork(_Recorded):
         embed = 0 if c_dim == 0 else embed_features or w_dim
         hidden = layer_features or w_dim
         features = [z_dim + embed, *[hidden] * (num_layers - 1), w_dim]
+        if num_layers == 0 and (c_dim == 0 or features[0] != w_dim):
+            raise ValueError("a mapping network of num_layers=0 needs labels, and z_dim + embed_features = w_dim")
         if c_dim > 0:
             self.embed = FullyConnectedLayer(c_dim, embed)
         for i in range(num_layers):
@@ -773,6 +784,8 @@ class DiscriminatorEpilogue(_Recorded):
     ) -> None:
         super().__init__()
         _check_architecture(architecture)
+        if mbstd_num_channels > 0 and in_channels % mbstd_num_channels != 0:
+            raise ValueError(f"mbstd_num_channels={mbstd_num_channels} does not divide the {in_channels} channels")
         self.cmap_dim, self.resolution, self.architecture = cmap_dim, resolution, architecture
         if architecture == "skip":
             self.fromrgb = Conv2dLayer(img_channels, in_channels, kernel_size=1, activation=activation)
@@ -920,10 +933,14 @@ def forget_weights(network: torch.nn.Module) -> None:
         module.__dict__.pop("prepared", None)
 
 
-def _activation_gain(activation: str) -> float:
-    """The gain after an activation that keeps the variance."""
+def _check_activation(activation: str) -> None:
     if activation not in _ACTIVATIONS:
         raise ValueError(f"activation {activation!r} is not one of {', '.join(_ACTIVATIONS)}")
+
+
+def _activation_gain(activation: str) -> float:
+    """The gain after an activation that keeps the variance."""
+    _check_activation(activation)
     return 2**0.5 if activation in ("relu", "lrelu", "swish") else 1.0
 
 
@@ -946,11 +963,11 @@ def _levels(img_resolution: Resolution) -> dict[int, int | list[int]]:
     An int stands for a square of a power of two, whichever way it was given; [height, width] for everything else.
     """
     height, width = _sides(img_resolution)
-    if height == width and height >= MIN_BASE and height & (height - 1) == 0:
+    if height == width and height >= 2 * MIN_BASE and height & (height - 1) == 0:
         return {2**i: 2**i for i in range(2, height.bit_length())}
     if isinstance(img_resolution, int):
         raise ValueError(
-            f"img_resolution must be a power of two of at least 4, not {img_resolution}; "
+            f"img_resolution must be a power of two of at least {2 * MIN_BASE}, not {img_resolution}; "
             "other sizes are given as [height, width]"
         )
     if not is_trainable((width, height)):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,6 +107,16 @@ def test_on_more_gpus_the_share_of_each_is_smaller(gpus: int, batch_gpu: int) ->
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     assert "--batch 32 is not divisible by --gpus 3" in go_on(run(batch=32), gpus=3).problems[0]
+
+
+def test_where_named_networks_are_holds_in_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "zoo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = run(resume="ffhq256", pretrained_base="zoo")
+    assert (config.init_from, config.pretrained_base) == ("ffhq256", str(tmp_path / "zoo"))
+    assert go_on(config, pretrained_base="zoo") == Continuation(config, [], [])
+    assert go_on(run(resume="ffhq256"), pretrained_base="zoo").config.pretrained_base == str(tmp_path / "zoo")
+    assert run(resume="ffhq256", pretrained_base="http://a.example/b").pretrained_base == "http://a.example/b"
 
 
 def test_keep_every_needs_keep() -> None:

@@ -78,7 +78,7 @@ WITH_TORCH = {"gan.data.loader", "gan.data.labels", "gan.data.device_store"}  # 
 WITHOUT_TORCH = {
     *("gan.errors", "gan.files", "gan.memory", "gan.presets", "gan.image_size", "gan.config", "gan.continuation"),
     *(set(within(MODULES, "gan.data")) - WITH_TORCH),
-    "torch_utils.pickle_machine",
+    *("torch_utils.pickle_machine", "torch_utils.stand_ins", "torch_utils.stored_array"),
 }
 
 
@@ -129,7 +129,7 @@ def test_the_package_itself_imports_nothing():
 
 @pytest.mark.parametrize("module", sorted(WITHOUT_TORCH))
 def test_options_and_packing_do_without_torch(module):
-    others = IMPORTS[module] - {"torch_utils", *within(IMPORTS[module], "torch_utils.pickle_machine")}
+    others = IMPORTS[module] - {"torch_utils", *within(IMPORTS[module], *WITHOUT_TORCH)}
     assert within(others, "torch", "torch_utils") == []
 
 
@@ -173,6 +173,12 @@ def python(code):
 def test_what_answers_at_once_loads_no_torch(module):
     code = f"import sys, {module}; print(*{{'torch', 'mlflow', 'scipy'}} & set(sys.modules))"
     result = python(code)
+    assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("module", ["gan.cli.train", "gan.cli.generate"])
+def test_help_loads_nothing_that_takes_time(module):
+    result = python(f"import sys, {module}; print(*{{'torch', 'numpy', 'PIL'}} & set(sys.modules))")
     assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "", "")
 
 

@@ -1,13 +1,12 @@
 """Generator and discriminator: golden numbers, names, sizes, precision, truncation, noise, Freeze-D, groups."""
 
 import itertools
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_networks import DISCRIMINATORS, GENERATORS, golden
 
 from gan import image_size, networks
 from gan.models import embedded_networks
@@ -15,20 +14,7 @@ from gan.networks import Discriminator, Generator, MappingNetwork, MinibatchStdL
 from torch_utils.ops.conv2d_resample import conv2d_resample_ref
 from torch_utils.ops.upfirdn2d import setup_filter
 
-GOLDEN = Path(__file__).parent / "golden"
-GENERATORS = sorted(path.stem for path in GOLDEN.glob("generator_*.npz"))
-DISCRIMINATORS = sorted(path.stem for path in GOLDEN.glob("discriminator_*.npz"))
 SMALL = {"channel_base": 64, "channel_max": 8}
-
-
-def golden(name):
-    """Constructor arguments (or the list of cases), parameters, and inputs with their outputs."""
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        arrays = dict(file)
-    meta = json.loads(str(arrays.pop("meta")))
-    tensors = {key: torch.as_tensor(value) for key, value in arrays.items()}
-    parameters = {key.removeprefix("param."): tensors.pop(key) for key in arrays if key.startswith("param.")}
-    return meta, parameters, tensors
 
 
 def small_generator(resolution=16, c_dim=0, img_channels=3, **synthesis_kwargs):
@@ -725,6 +711,16 @@ class TestMinibatchStd:
         assert D.b4.conv.weight.shape[1] == 8
 
 
+class TestArguments:
+    def test_they_are_told_by_name_with_defaults_on_demand(self):
+        G = Generator(6, c_dim=0, w_dim=7, img_resolution=8, img_channels=3, synthesis_kwargs=SMALL)
+        given = {"z_dim": 6, "c_dim": 0, "w_dim": 7, "img_resolution": 8, "img_channels": 3, "synthesis_kwargs": SMALL}
+        assert G.arguments() == given
+        assert G.arguments(defaults=True) == {**given, "mapping_kwargs": None}
+        all_of_it = G.synthesis.arguments(defaults=True)
+        assert all_of_it == {"w_dim": 7, "img_resolution": 8, "img_channels": 3, "num_fp16_res": 0, **SMALL}
+
+
 class TestErrors:
     @pytest.mark.parametrize("shape", [[2, 5, 7], [2, 6, 8], [6, 7]], ids=str)
     def test_ws_of_another_shape(self, shape):
@@ -742,10 +738,10 @@ class TestErrors:
         with pytest.raises(ValueError, match=message):
             small_discriminator(c_dim=5)(torch.zeros(1, 3, 16, 16))
 
-    @pytest.mark.parametrize("resolution", [0, 2, 24, 100])
+    @pytest.mark.parametrize("resolution", [0, 2, 4, 24, 100])
     @pytest.mark.parametrize("make", [small_generator, small_discriminator])
     def test_a_resolution_that_is_no_power_of_two(self, make, resolution):
-        with pytest.raises(ValueError, match=f"img_resolution must be a power of two of at least 4, not {resolution}"):
+        with pytest.raises(ValueError, match=f"img_resolution must be a power of two of at least 8, not {resolution}"):
             make(resolution)
 
     @pytest.mark.parametrize(

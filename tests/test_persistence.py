@@ -13,6 +13,7 @@ from gan import networks
 from gan.models import embedded_networks
 from gan.models.formats import snapshot_pickle
 from torch_utils import persistence
+from torch_utils.pickle_writer import halved
 
 GENERATOR = {
     "z_dim": 8,
@@ -210,6 +211,36 @@ def test_only_plain_values_are_written(G):
         bomb = [bomb, bomb]
     with pytest.raises(ValueError, match="too many"):
         dumped({"x": bomb})
+
+
+@pytest.mark.parametrize(
+    ("tensor", "dtype"),
+    [
+        (torch.full([2, 2], 65504.0), torch.float16),
+        (torch.full([2, 2], 65521.0), torch.float32),  # the first that rounds to infinity
+        (torch.tensor([[0.0, torch.nan]]), torch.float32),
+        (torch.ones(5), torch.float32),
+        (torch.tensor(0.5), torch.float32),
+        (torch.ones(2, 2, dtype=torch.float64), torch.float16),
+        (torch.ones(2, 2, dtype=torch.bfloat16), torch.float16),
+    ],
+)
+def test_what_takes_room_and_fits_is_halved(tensor, dtype):
+    assert halved(tensor).dtype == dtype
+    assert torch.equal(halved(tensor).nan_to_num(), tensor.float().nan_to_num())
+    assert loaded(dumped({"x": tensor}, half=True))["x"].dtype == dtype
+
+
+def test_many_values_share_one_bound():
+    many = [0] * 60_000
+    assert persistence.plain_entries({"a": many, 1: "b", "odd": object(), "c": {"d": 1}}) == {"a": many, "c": {"d": 1}}
+    assert persistence.plain_entries({"a": many, "b": many, "c": 1}) == {"a": many}
+
+
+@pytest.mark.parametrize("value", [{(1, 2): "x"}, {(1,)}, frozenset([()])])
+def test_tuples_are_no_keys_of_plain_values(value):
+    with pytest.raises(ValueError, match=r"a key of the type builtins\.tuple is not a plain value"):
+        persistence.plain(value)
 
 
 def test_unknown_version_is_refused():

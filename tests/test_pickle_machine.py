@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from torch_utils import pickle_machine
-from torch_utils.pickle_machine import Global, Opaque
+from torch_utils.stand_ins import Global, Opaque, plain_dict
 
 ROOT = Path(__file__).parents[1]
 PROTOCOLS = range(6)
@@ -45,8 +45,8 @@ def random_value(rng, depth=0):
         kinds += [
             several,
             lambda: tuple(several()),
-            lambda: dict(zip(["a", 1, 2.5, None, (1, "x"), b"k"], several(), strict=False)),
-            lambda: {1, "x", (2, 3)},
+            lambda: dict(zip(["a", 1, 2.5, None, True, b"k"], several(), strict=False)),
+            lambda: {1, "x", 2.5},
             lambda: frozenset([b"y", 4]),
             lambda: [several()] * 3,
         ]
@@ -119,7 +119,7 @@ def test_containers_of_unknown_classes_keep_their_items(protocol):
     sizes, options = run(pickle.dumps([Sizes([1, 2]), Options(a=1)], protocol))
     assert sizes.items + [item for arg in sizes.args for item in arg] == [1, 2]
     assert dict(options.items + [pair for arg in options.args for pair in arg.items()]) == {"a": 1}
-    known = {(__name__, "Options"): pickle_machine.plain_dict}
+    known = {(__name__, "Options"): plain_dict}
     assert run(pickle.dumps(Options(a=1), protocol), known) == {"a": 1}
 
 
@@ -162,11 +162,8 @@ LONG = b"X\x00\x00\x10\x00" + b"a" * 2**20
         (b"\x80\x06N.", "newer protocol"),
         (b"\x80\x04N", "cut short"),
         (b"\xff.", "no instruction"),
-        (b"\x82\x01.", "no file of networks"),
-        (b"\x83\x01\x00.", "no file of networks"),
-        (b"\x84\x01\x00\x00\x00.", "no file of networks"),
-        (b"\x97.", "no file of networks"),
-        (b"N\x98.", "no file of networks"),
+        (b"\x82\x01.", "no instruction"),
+        (b"\x97.", "no instruction"),
         (b"X\xff\xff\xff\xff.", "cut short"),
         (b"T\xff\xff\xff\x7f.", "cut short"),
         (b"T\xff\xff\xff\xff.", "cut short"),
@@ -192,16 +189,18 @@ LONG = b"X\x00\x00\x10\x00" + b"a" * 2**20
         (b"j\x00\x00\x00\x00.", "damaged"),
         (b"Np-1\n.", "damaged"),
         (b"Np" + b"9" * 40 + b"\n.", "damaged"),
-        (b"}" + NESTED + b"Ns.", "key is not text"),
-        (b"}" + DOUBLED + b"Ns.", "key is not text"),
-        (b"}]Ns.", "key is not text"),
-        (b"}(" + b"N" * 17 + b"tNs.", "key is not text"),
-        (b"}\x8a\x09" + b"\x01" * 9 + b"Ns.", "key is not text"),
-        (b"\x8f(" + DOUBLED + b"\x90.", "key is not text"),
-        (b"(" + DOUBLED + b"\x91.", "key is not text"),
-        (b"cbuiltins\nset\n(" + DOUBLED + b"l\x85R.", "key is not text"),
-        (b"ccollections\nOrderedDict\n(" + DOUBLED + b"N\x86l\x85R.", "key is not text"),
-        (b"(" + b"".join(b"K\x00M%c%c\x86" % (n % 256, n // 256) for n in range(3000)) + b"\x91.", "more steps"),
+        (b"}" + NESTED + b"Ns.", "a key is neither text"),
+        (b"}" + DOUBLED + b"Ns.", "a key is neither text"),
+        (b"}]Ns.", "a key is neither text"),
+        (b"}\x8a\x09" + b"\x01" * 9 + b"Ns.", "a key is neither text"),
+        (b"\x8f(" + DOUBLED + b"\x90.", "a key is neither text"),
+        (b"(" + DOUBLED + b"\x91.", "a key is neither text"),
+        (b"cbuiltins\nset\n(" + DOUBLED + b"l\x85R.", "a key is neither text"),
+        (b"ccollections\nOrderedDict\n(" + DOUBLED + b"N\x86l\x85R.", "a key is neither text"),
+        (b"}(K\x01K\x02\x86Nu.", "a key is neither text"),
+        (b"cbuiltins\nset\n](K\x01K\x02\x86e\x85R.", "a key is neither text"),
+        (b"cbuiltins\nset\n](" + b"K\x01" * 1001 + b"e\x85R.", "too many keys are numbers"),
+        (b"(" + b"K\x01" * 30_000 + b"\x91.", "more steps"),
         (b"N2a.", "damaged"),
         (b"NNb.", "damaged"),
         (b"]Nb.", "damaged"),
@@ -227,7 +226,7 @@ LONG = b"X\x00\x00\x10\x00" + b"a" * 2**20
         (b"B\x00\x00\x10\x00" + bytes(2**20) + b"p0\n0" + b"cbuiltins\nlen\ng0\n\x85R" * 20 + b".", "again and again"),
         (b"(" + b"K\x01" * 100_000 + b"tp0\n0" + b"cbuiltins\nlen\ng0\nR" * 100 + b".", "more steps"),
         (b"(" + b"K\x01" * 100_000 + b"tp0\n0" + b"cbuiltins\nlen\n)Rg0\nb" * 100 + b".", "more steps"),
-        (b"cbuiltins\nset\np1\n0}p2\nX\x05\x00\x00\x00items" + BIG + b"s0" + b"g1\n)g2\n\x92" * 100, "more steps"),
+        (b"cbuiltins\nlen\np1\n0}p2\nX\x05\x00\x00\x00items" + BIG + b"s0" + b"g1\n)g2\n\x92" * 100, "more steps"),
         (b"cbuiltins\nset\n" + LONG + b"\x85R.", "badly described"),
         (b"ccollections\nOrderedDict\n" + LONG + b"\x85R.", "badly described"),
         (LONG + LONG + b"\x93.", "name is too long"),
@@ -263,7 +262,7 @@ def test_an_object_can_be_its_own_state():
     read = run(b"cos\nsystem\n)Rq\x00h\x00b.")
     assert read.state is read
     read = run(b"cos\nsystem\n)Rq\x00h\x00ah\x00K\x01s.")
-    assert read.items == [read, (read, 1)] or read.items[0] is read
+    assert [read.items[0], *read.items[1]] == [read, read, 1]
 
 
 def test_names_in_errors_are_cut_and_printable():
@@ -286,7 +285,7 @@ def test_a_stand_in_that_fails_is_told_without_its_words():
 
 
 def test_it_needs_no_torch():
-    code = "import sys, torch_utils.pickle_machine, gan.data.sources.plain_pickle; print('torch' in sys.modules)"
+    code = "import sys, gan.data.sources.plain_pickle; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "False", "")
 

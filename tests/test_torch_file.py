@@ -10,10 +10,10 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from pickles import zipped
 
-from torch_utils import torch_file
-from torch_utils.pickle_machine import Opaque
-from torch_utils.safe_pickle import StoredStorage, StoredTensor
+from torch_utils import torch_file, torch_legacy
+from torch_utils.safe_pickle import Opaque, StoredStorage, StoredTensor
 
 LAYOUTS = {"zip": True, "legacy": False}
 
@@ -31,14 +31,6 @@ def loaded(data):
 def entries_of(data):
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
-
-
-def zipped(entries, compression=zipfile.ZIP_STORED):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", compression) as archive:
-        for name, content in entries.items():
-            archive.writestr(name, content)
-    return file.getvalue()
 
 
 @pytest.fixture
@@ -62,6 +54,8 @@ def value():
         "size": torch.Size([1, 2]),
         "array": np.arange(3),
         "dtype": torch.float16,
+        "complex": torch.tensor([1 + 2j]),
+        "expanded": torch.ones(1).expand(100),
     }
 
 
@@ -69,7 +63,7 @@ def value():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_torch_saves_is_read(value, layout, protocol):
     data = saved(value, layout, protocol)
-    assert torch_file.looks_like_one(data[:32])
+    assert torch_legacy.looks_like_one(data[:32]) == (layout == "legacy")
     read = loaded(data)
     assert read.keys() == value.keys()
     assert isinstance(read["args"], Opaque)
@@ -80,7 +74,7 @@ def test_what_torch_saves_is_read(value, layout, protocol):
     assert np.asarray(read["array"]).tolist() == [0, 1, 2]
     assert isinstance(read["untyped"], StoredStorage)
     assert read["untyped"].flat().view(torch.float32).tolist() == [0, 1, 2]
-    pairs = [(read[name], value[name]) for name in ("latent_avg", "bool", "brain", "none")]
+    pairs = [(read[name], value[name]) for name in ("latent_avg", "bool", "brain", "none", "complex", "expanded")]
     pairs += list(zip(read["views"], value["views"], strict=True))
     pairs += [(read["g_ema"][name], tensor) for name, tensor in value["g_ema"].items()]
     moments = value["g_optim"]["state"][0]
@@ -91,6 +85,12 @@ def test_what_torch_saves_is_read(value, layout, protocol):
         assert torch.equal(stored.tensor(), tensor)
     first, second = (stored.tensor() for stored in read["views"])
     assert first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+
+
+def test_a_whole_module_is_inert():
+    for layout in LAYOUTS:
+        read = loaded(saved({"g_ema": torch.nn.Linear(1, 1)}, layout))["g_ema"]
+        assert (type(read), read.global_name) == (Opaque, "torch.nn.modules.linear.Linear")
 
 
 def test_tensors_may_have_state_and_dicts_more_than_items(value):
@@ -219,6 +219,7 @@ STORAGE, FLOAT, KEY, DEVICE = (
     [
         ((STORAGE, FLOAT, KEY, DEVICE, b"M\x2c\x01"), None),
         ((STORAGE, FLOAT, KEY, DEVICE, b"M\x2c\x01", b"N"), None),
+        ((STORAGE, b"ctorch\nQInt32Storage\n", KEY, DEVICE, b"M\x2c\x01"), None),
         ((STORAGE, b"ctorch.storage\nUntypedStorage\n", KEY, DEVICE, b"M\xb0\x04"), None),
         ((STORAGE, FLOAT, KEY, DEVICE, b"M\x2c\x02"), "no entry"),
         ((STORAGE, FLOAT, KEY, DEVICE, b"J\xff\xff\xff\xff"), "badly described"),
@@ -244,6 +245,14 @@ def test_storages_are_only_what_the_zip_holds(described, said):
         loaded(data)
 
 
+def test_a_storage_has_one_type():
+    as_bytes = (STORAGE, b"ctorch\nByteStorage\n", KEY, DEVICE, b"M\xb0\x04")
+    first, second = persistent_id(STORAGE, FLOAT, KEY, DEVICE, b"M\x2c\x01"), persistent_id(*as_bytes)
+    data = changed(lambda entries: entries.update({"archive/data.pkl": first[:-1] + second}))
+    with pytest.raises(ValueError, match="archive/data/0 is described in two ways"):
+        loaded(data)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -265,7 +274,7 @@ def test_damaged_files_of_the_older_layout_are_refused(old, new):
 
 def test_other_files_are_refused():
     for data in (b"", b"PK", b"\x80\x02N.", b"<html>", b"\x80\x04\x95"):
-        assert not torch_file.looks_like_one(data)
+        assert not torch_legacy.looks_like_one(data)
         with pytest.raises(ValueError, match=r"not a file that torch\.save wrote"):
             loaded(data)
 

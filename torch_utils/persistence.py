@@ -7,11 +7,11 @@ without having the classes; this one never does. Everything else in the file is 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
 import pickle
-import struct
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -20,10 +20,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from torch_utils import pickle_machine, safe_pickle
+from torch_utils import safe_pickle
+from torch_utils.pickle_writer import Writer
+from torch_utils.stand_ins import StandIn, plain_dict
 
 VERSION = 6  # of the layout
-_PROTOCOL = 4  # of pickle: what the oldest supported readers know
 _MAX_NAME = 100  # characters of a class's name
 _MAX_DEPTH, _MAX_VALUES = 32, 100_000  # of plain values, against cycles and lists of lists of one list
 
@@ -42,7 +43,7 @@ _registry: dict[str, type[torch.nn.Module]] = {}
 
 
 @dataclass(frozen=True, eq=False)
-class PersistentObject(pickle_machine.StandIn):
+class PersistentObject(StandIn):
     """A module as it was found in a file, not brought to life. `state` was the object's `__dict__`."""
 
     class_name: str
@@ -74,7 +75,7 @@ def dump(
         source_of: class -> source text of its module; the default asks `inspect`. The modules that a text imports
             must exist wherever the file is to be opened.
         transient: names of module attributes to leave out.
-        half: store floating-point tensors as float16, but for single numbers. Whoever reads them makes them float32.
+        half: store floating-point tensors as `halved` ones. Whoever reads them makes them float32.
 
     Raises:
         ValueError: for anything else in `value`, and for modules that did not record their constructor's arguments.
@@ -83,7 +84,7 @@ def dump(
         with open(file, "wb") as opened:
             dump(value, opened, source_of=source_of, transient=transient, half=half)
         return
-    _Writer(file, source_of or source_text, transient, half).dump(plain(value))
+    Writer(file, lambda module: _describe(module, source_of or source_text, transient), half).dump(plain(value))
 
 
 def load(file: str | os.PathLike[str] | BinaryIO) -> Any:
@@ -111,7 +112,16 @@ def plain(value: Any) -> Any:
     return _plain(value, 0, [_MAX_VALUES])
 
 
-@functools.cache
+def plain_entries(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """What is plain of a dict, under its names: all together is not more than `plain` takes, and the rest left out."""
+    budget, found = [_MAX_VALUES], {}
+    for name, value in values.items():
+        with contextlib.suppress(ValueError):
+            if isinstance(name, str):
+                found[name] = _plain(value, 0, budget)
+    return found
+
+
 def source_text(cls: type) -> str:
     """The source text of the module that defines `cls`: the same object at each call, even if the file has changed."""
     return _module_source(cls.__module__)
@@ -137,11 +147,22 @@ def _plain(value: Any, depth: int, budget: list[int]) -> Any:
         if isinstance(value, number):
             return number(value)
     if isinstance(value, Mapping):
-        return {_plain(k, depth + 1, budget): _plain(v, depth + 1, budget) for k, v in value.items()}
-    for container in (list, tuple, set, frozenset):
-        if isinstance(value, container):
-            return container(_plain(item, depth + 1, budget) for item in value)
+        return {_plain_key(k, depth + 1, budget): _plain(v, depth + 1, budget) for k, v in value.items()}
+    for several in (list, tuple):
+        if isinstance(value, several):
+            return several(_plain(item, depth + 1, budget) for item in value)
+    for unordered in (set, frozenset):
+        if isinstance(value, unordered):
+            return unordered(_plain_key(item, depth + 1, budget) for item in value)
     raise ValueError(f"an object of the type {_type_name(value)} is not a plain value")
+
+
+def _plain_key(value: Any, depth: int, budget: list[int]) -> Any:
+    """Anyone can make tuples that have all the same hash, so they are no keys."""
+    key = _plain(value, depth, budget)
+    if key is not None and not isinstance(key, (bool, int, float, str, bytes)):
+        raise ValueError(f"a key of the type {_type_name(key)} is not a plain value")
+    return key
 
 
 def _type_name(value: Any) -> str:
@@ -150,156 +171,17 @@ def _type_name(value: Any) -> str:
     return getattr(value, "global_name", f"{type(value).__module__}.{type(value).__qualname__}")
 
 
-class _Writer:
-    """Writes pickle's instructions itself, and tensors straight from their memory into the file.
-
-    Python's pickler wants each tensor as a bytes object, and keeps all of them until it is done.
-    """
-
-    def __init__(
-        self, file: BinaryIO, source_of: Callable[[type], str], transient: Collection[str], half: bool
-    ) -> None:
-        self._file, self._source_of, self._transient, self._half = file, source_of, frozenset(transient), half
-        self._pending = bytearray()  # instructions, in memory up to the next tensor
-        self._memo: dict[str | tuple[str, str], int] = {}  # texts and globals; later ones refer to the first
-
-    def dump(self, value: Any) -> None:
-        self._pending += pickle.PROTO + bytes([_PROTOCOL])
-        self._save(value)
-        self._pending += pickle.STOP
-        self._file.write(self._pending)
-
-    def _save(self, value: Any) -> None:
-        if value is None or isinstance(value, bool):
-            self._pending += {None: pickle.NONE, True: pickle.NEWTRUE, False: pickle.NEWFALSE}[value]
-        elif isinstance(value, int):
-            self._save_int(value)
-        elif isinstance(value, float):
-            self._pending += pickle.BINFLOAT + struct.pack(">d", value)
-        elif isinstance(value, str):
-            self._save_text(value)
-        elif isinstance(value, bytes):
-            self._pending += pickle.BINBYTES + struct.pack("<I", len(value)) + value
-        elif isinstance(value, dict):
-            self._pending += pickle.EMPTY_DICT + pickle.MARK
-            for key, item in value.items():
-                self._save(key)
-                self._save(item)
-            self._pending += pickle.SETITEMS
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            self._save_items(value)
-        elif isinstance(value, torch.nn.Module):
-            self._save_call("torch_utils.persistence", "_reconstruct_persistent_obj", self._describe(value))
-        elif isinstance(value, torch.nn.Parameter):
-            self._global("torch._utils", "_rebuild_parameter")
-            self._pending += pickle.MARK
-            self._save_tensor(value)
-            self._save(False)  # no gradient
-            self._save_call("collections", "OrderedDict")  # no hooks
-            self._pending += pickle.TUPLE + pickle.REDUCE
-        elif isinstance(value, torch.Tensor):
-            self._save_tensor(value)
-        else:
-            raise ValueError(f"an object of the type {_type_name(value)} cannot be written")
-
-    def _save_int(self, value: int) -> None:
-        if 0 <= value < 256:
-            self._pending += pickle.BININT1 + bytes([value])
-        elif -(2**31) <= value < 2**31:
-            self._pending += pickle.BININT + struct.pack("<i", value)
-        else:
-            data = pickle.encode_long(value)
-            self._pending += pickle.LONG1 + bytes([len(data)]) + data
-
-    def _save_text(self, text: str) -> None:
-        if self._recall(text):
-            return
-        data = text.encode("utf-8", "surrogatepass")
-        if len(data) < 256:
-            self._pending += pickle.SHORT_BINUNICODE + bytes([len(data)]) + data
-        else:
-            self._pending += pickle.BINUNICODE + struct.pack("<I", len(data)) + data
-        self._remember(text)
-
-    def _save_items(self, items: Collection[Any]) -> None:
-        before, behind = {
-            list: (pickle.EMPTY_LIST + pickle.MARK, pickle.APPENDS),
-            tuple: (pickle.MARK, pickle.TUPLE),
-            set: (pickle.EMPTY_SET + pickle.MARK, pickle.ADDITEMS),
-            frozenset: (pickle.MARK, pickle.FROZENSET),
-        }[type(items)]
-        self._pending += before
-        for item in items:
-            self._save(item)
-        self._pending += behind
-
-    def _save_call(self, module: str, name: str, *args: Any) -> None:
-        self._global(module, name)
-        self._save(args)
-        self._pending += pickle.REDUCE
-
-    def _save_tensor(self, tensor: torch.Tensor) -> None:
-        """As `torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)`."""
-        compact = self._compact(tensor)
-        self._global("torch._utils", "_rebuild_tensor_v2")
-        self._pending += pickle.MARK
-        self._global("torch.storage", "_load_from_bytes")
-        self._pending += pickle.MARK
-        self._save_storage(compact)
-        self._pending += pickle.TUPLE + pickle.REDUCE
-        for argument in (0, tuple(compact.shape), compact.stride(), False):
-            self._save(argument)
-        self._save_call("collections", "OrderedDict")
-        self._pending += pickle.TUPLE + pickle.REDUCE
-
-    def _save_storage(self, tensor: torch.Tensor) -> None:
-        """The elements of a contiguous tensor as bytes, namely as a file of torch.save's legacy format."""
-        header = _storage_header(tensor.dtype, tensor.numel())
-        size = len(header) + tensor.numel() * tensor.element_size()
-        long = size >= 2**32
-        self._pending += (pickle.BINBYTES8 if long else pickle.BINBYTES) + struct.pack("<Q" if long else "<I", size)
-        self._pending += header
-        self._file.write(self._pending)
-        self._pending.clear()
-        self._file.write(tensor.reshape(-1).numpy().data)
-
-    def _compact(self, tensor: torch.Tensor) -> torch.Tensor:
-        """On the CPU, contiguous, floating point as float32, or float16 if asked for and not a single number."""
-        dtype = tensor.dtype
-        if tensor.is_floating_point():
-            dtype = torch.float16 if self._half and tensor.ndim > 0 else torch.float32
-        return tensor.detach().to(device="cpu", dtype=dtype).contiguous()
-
-    def _global(self, module: str, name: str) -> None:
-        if not self._recall((module, name)):
-            self._save_text(module)
-            self._save_text(name)
-            self._pending += pickle.STACK_GLOBAL
-            self._remember((module, name))
-
-    def _remember(self, key: str | tuple[str, str]) -> None:
-        self._pending += pickle.MEMOIZE
-        self._memo[key] = len(self._memo)
-
-    def _recall(self, key: str | tuple[str, str]) -> bool:
-        """Refer to what was written before, if it was."""
-        index = self._memo.get(key)
-        if index is not None:
-            short = index < 256
-            self._pending += pickle.BINGET + bytes([index]) if short else pickle.LONG_BINGET + struct.pack("<I", index)
-        return index is not None
-
-    def _describe(self, module: torch.nn.Module) -> dict[str, Any]:
-        cls = type(module)
-        if "_init_kwargs" not in module.__dict__:
-            raise ValueError(f"{cls.__name__} does not record its constructor's arguments, so it cannot be written")
-        return {
-            "type": "class",
-            "version": VERSION,
-            "module_src": self._source_of(cls),
-            "class_name": cls.__name__,
-            "state": _state_of(module, self._transient),
-        }
+def _describe(module: torch.nn.Module, source_of: Callable[[type], str], transient: Collection[str]) -> dict[str, Any]:
+    cls = type(module)
+    if "_init_kwargs" not in module.__dict__:
+        raise ValueError(f"{cls.__name__} does not record its constructor's arguments, so it cannot be written")
+    return {
+        "type": "class",
+        "version": VERSION,
+        "module_src": source_of(cls),
+        "class_name": cls.__name__,
+        "state": _state_of(module, transient),
+    }
 
 
 def _state_of(module: torch.nn.Module, transient: Collection[str]) -> dict[str, Any]:
@@ -309,32 +191,12 @@ def _state_of(module: torch.nn.Module, transient: Collection[str]) -> dict[str, 
     for name, value in module.__dict__.items():
         if name in ("_parameters", "_buffers", "_modules"):
             state[name] = dict(value)
-        elif name == "_non_persistent_buffers_set" and value:
-            state[name] = plain(value)
-        elif name not in fresh and name not in transient and name != "_compiled_call_impl":
+        elif name not in fresh and name not in transient:
             try:
                 state[name] = plain(value)
             except ValueError as error:
                 raise ValueError(f"{type(module).__name__}.{name}: {error}") from error
     return state
-
-
-@functools.cache
-def _storage_header(dtype: torch.dtype, numel: int) -> bytes:
-    """What torch.save's legacy format has before the elements of a single storage on the CPU."""
-    about = {
-        "protocol_version": 1001,
-        "little_endian": sys.byteorder == "little",
-        "type_sizes": {"short": 2, "int": 4, "long": 4},
-    }
-    magic, version, system = (pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, about))
-    # The persistent id ("storage", torch.FloatStorage, "0", "cpu", numel, None).
-    kind = torch.empty([], dtype=dtype).type().replace("torch.", "torch\n").replace("Tensor", "Storage\n").encode()
-    text = [pickle.BINUNICODE + struct.pack("<I", len(part)) + part for part in (b"storage", b"0", b"cpu")]
-    count = pickle.encode_long(numel)
-    identity = [pickle.MARK, text[0], pickle.GLOBAL, kind, *text[1:], pickle.LONG1, bytes([len(count)]), count]
-    storage = [pickle.PROTO, bytes([2]), *identity, pickle.NONE, pickle.TUPLE, pickle.BINPERSID, pickle.STOP]
-    return b"".join([magic, version, system, *storage, pickle.dumps(["0"], 2), struct.pack("=q", numel)])
 
 
 @functools.cache
@@ -395,6 +257,6 @@ def _as_float32(tensor: torch.Tensor | None) -> torch.Tensor | None:
 
 _READ_GLOBALS: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _read_persistent_obj,
-    ("dnnlib.util", "EasyDict"): pickle_machine.plain_dict,
-    ("dnnlib", "EasyDict"): pickle_machine.plain_dict,
+    ("dnnlib.util", "EasyDict"): plain_dict,
+    ("dnnlib", "EasyDict"): plain_dict,
 }

@@ -15,13 +15,11 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO
 
+from torch_utils.stand_ins import CONTAINERS, Global, StandIn, steps_for_key
+
 MAX_STEPS = 2_000_000  # instructions, and items of what calls are given; a snapshot at 1024 pixels takes some 50,000
 _MAX_PROTOCOL = 5
 _MAX_INT_BYTES = 64  # of any number; longer ones take for ever to print or multiply
-_MAX_KEY = 2**64  # of a number as a key: few below it have the same hash
-_MAX_KEY_ITEMS = 16  # of a tuple as a key
-_STEPS_PER_TUPLE_KEY = 1000  # anyone can make tuples that have all the same hash
-_MAX_TUPLE_KEYS = 100  # in what one call is given
 _STEPS_PER_CONTAINER = 4  # an empty set takes as much memory as four numbers
 _MAX_LINE = 1000  # characters of a name or number in protocol 0
 _MAX_NAME = 100  # characters of a name that are shown or kept; shorter text may be used any number of times
@@ -38,76 +36,6 @@ class CutShort(ValueError):
         super().__init__("it is cut short or damaged")
 
 
-class StandIn:
-    """What a name or a call in a pickle may become. A pickle can do to it what it overrides here, and nothing else."""
-
-    def set_state(self, state: Any) -> None:
-        """What an object restores itself from."""
-        raise ValueError(f"the state of {_kind(self)} cannot be set")
-
-    def extend(self, values: list[Any]) -> None:
-        """Items of a list or set."""
-        raise ValueError(f"nothing can be appended to {_kind(self)}")
-
-    def set_items(self, items: list[tuple[Any, Any]]) -> None:
-        """Keys and values of a dict; a key may be anything, and nothing says that hashing it ends."""
-        raise ValueError(f"{_kind(self)} has no items")
-
-
-class Global(StandIn):
-    """A name in a pickle: what it is, and what calling it makes. Without a stand-in, calling it makes an Opaque."""
-
-    def __init__(self, global_name: str, function: Callable[..., Any] | None) -> None:
-        self.global_name = global_name
-        self._function = function
-
-    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Raises ValueError if the stand-in is not made of these arguments."""
-        if self._function is None:
-            return Opaque(self.global_name, args, kwargs)
-        try:
-            return self._function(*args, **kwargs)
-        except (MemoryError, OSError):
-            raise
-        except Exception as error:  # arguments of any type; their text may be endless
-            if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
-                raise
-            raise ValueError(f"it is damaged ({self.global_name} is badly described)") from error
-
-
-class Opaque(StandIn):
-    """An object of an unknown class, or the result of an unknown function: what the pickle said of it."""
-
-    def __init__(
-        self, global_name: str = "", args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None, state: Any = None
-    ) -> None:
-        self.global_name = global_name
-        self.args = args
-        self.kwargs = kwargs or {}
-        self.state = state
-        self.items: list[Any] = []  # (key, value) pairs of a dict
-
-    def set_state(self, state: Any) -> None:
-        self.state = state
-
-    def extend(self, values: list[Any]) -> None:
-        self.items += values
-
-    def set_items(self, items: list[tuple[Any, Any]]) -> None:
-        self.items += items
-
-
-def plain_dict(items: Any = ()) -> dict[Any, Any]:
-    """What a dict subclass becomes: a dict of its items, a mapping or pairs. Raises ValueError for odd keys."""
-    made: dict[Any, Any] = {}
-    pairs = list(items.items() if type(items) is dict else _several(items))
-    if any(type(pair) not in (tuple, list) or len(pair) != 2 for pair in pairs):
-        raise TypeError
-    _check_keys(key for key, _ in pairs)
-    made.update(pairs)
-    return made
-
-
 def run(
     file: BinaryIO,
     globals: Mapping[tuple[str, str], Callable[..., Any]],
@@ -118,9 +46,8 @@ def run(
 ) -> Any:
     """The value that a pickle of any protocol describes; the file is left behind its last instruction.
 
-    Bytes are `bytes` (byte arrays too), text of Python 2 is latin-1, OrderedDict is a dict. Keys are text, bytes,
-    numbers below 2**64 and short tuples of these. Results can be nested in themselves and to any depth, so that who
-    walks through them must count.
+    Bytes are `bytes` (byte arrays too), text of Python 2 is latin-1, OrderedDict is a dict. Keys are text, bytes and
+    numbers below 2**64. Results can be nested in themselves and to any depth, so who walks through them must count.
 
     Args:
         file: seekable.
@@ -151,30 +78,6 @@ def printable(text: str) -> str:
     return shown if len(shown) <= _MAX_NAME else shown[: _MAX_NAME - 3] + "..."
 
 
-def _kind(value: StandIn) -> str:
-    return getattr(value, "global_name", None) or f"a {type(value).__name__}"
-
-
-def _check_key(key: Any) -> int:
-    """How many steps it costs to use this as a key. Raises ValueError if that could take for ever."""
-    kind = type(key)
-    if kind is str or kind is bytes or kind is float or kind is bool or key is None:
-        return 0
-    if kind is int and -_MAX_KEY < key < _MAX_KEY:
-        return 0
-    if kind is tuple and len(key) <= _MAX_KEY_ITEMS and all(type(part) is not tuple for part in key):
-        for part in key:
-            _check_key(part)
-        return _STEPS_PER_TUPLE_KEY
-    raise ValueError("it is damaged (a key is not text, a number or a short tuple of those)")
-
-
-def _check_keys(keys: Iterable[Any]) -> None:
-    """The same for those of a call, which may be repeated."""
-    if sum(_check_key(key) for key in keys) > _MAX_TUPLE_KEYS * _STEPS_PER_TUPLE_KEY:
-        raise ValueError("it is damaged (too many keys are tuples)")
-
-
 class _Machine:
     def __init__(
         self,
@@ -185,7 +88,7 @@ class _Machine:
         max_steps: int,
     ) -> None:
         self._file = file
-        self._known: dict[tuple[str, str], Callable[..., Any]] = {**_CONTAINERS, **globals}
+        self._known: dict[tuple[str, str], Callable[..., Any]] = {**CONTAINERS, **globals}
         self._persistent = persistent
         self._others = others
         self._globals: dict[tuple[str, str], Global] = {}
@@ -193,9 +96,7 @@ class _Machine:
         start = file.tell()
         self.end = file.seek(0, io.SEEK_END)
         file.seek(start)
-        self._content = (
-            _MAX_USES * (self.end - start) + _FREE_USES
-        )  # bytes and characters that calls and states may be given
+        self._bytes_left = _MAX_USES * (self.end - start) + _FREE_USES  # that calls and states may be given
         self.stack: list[Any] = []
         self._below: list[list[Any]] = []  # the stacks under the marks
         self._memo: dict[int, Any] = {}
@@ -342,7 +243,7 @@ class _Machine:
     def add(self) -> None:
         values, target = self.items(), self.stack[-1]
         if type(target) is set:
-            self._checked_keys(values)
+            self.spend_on_keys(values)
             target.update(values)
         elif isinstance(target, StandIn):
             target.extend(values)
@@ -351,7 +252,7 @@ class _Machine:
 
     def frozenset(self) -> None:
         values = self.items()
-        self._checked_keys(values)
+        self.spend_on_keys(values)
         self.push_container(frozenset(values))
 
     def set_items(self, target: Any, flat: list[Any]) -> None:
@@ -360,7 +261,7 @@ class _Machine:
             raise TypeError
         if type(target) is dict:
             keys = flat[::2]
-            self._checked_keys(keys)
+            self.spend_on_keys(keys)
             target.update(zip(keys, flat[1::2], strict=True))
         elif isinstance(target, StandIn):
             target.set_items(list(zip(flat[::2], flat[1::2], strict=True)))
@@ -381,10 +282,10 @@ class _Machine:
         self.set_items(made, self.items())
         self.push_container(made)
 
-    def _checked_keys(self, keys: Iterable[Any]) -> None:
+    def spend_on_keys(self, keys: Iterable[Any]) -> None:
         for key in keys:
             if type(key) is not str:
-                self.spend(_check_key(key))
+                self.spend(steps_for_key(key))
 
     # Names, calls and state
 
@@ -428,8 +329,8 @@ class _Machine:
             if kind in (list, tuple, dict, set, frozenset):
                 self.spend(len(value))
             elif kind in (bytes, str) and len(value) > _MAX_NAME:
-                self._content -= len(value)
-                if self._content < 0:
+                self._bytes_left -= len(value)
+                if self._bytes_left < 0:
                     raise ValueError("it is damaged (it uses the same data again and again)")
 
     def reduce(self) -> None:
@@ -473,9 +374,6 @@ class _Machine:
         if self.number(_U64) > self.end - self._file.tell():
             raise CutShort
 
-    def refuse(self) -> None:
-        raise ValueError("it holds an instruction that no file of networks or data needs")
-
 
 def _reconstructor(cls: Any, base: Any, state: Any) -> tuple[Any, tuple[Any, ...]]:
     """`copyreg._reconstructor`: an object of a class, made of one of its base class."""
@@ -487,47 +385,10 @@ def _new_object(cls: Any, *args: Any) -> tuple[Any, tuple[Any, ...]]:
     return cls, args
 
 
-def _encoded(text: Any = "", encoding: Any = "latin1") -> bytes:
-    """How Python 3 writes bytes for Python 2."""
-    if type(text) is not str or encoding not in ("latin1", "latin-1"):
-        raise ValueError("bytes are badly described")
-    return text.encode("latin-1")
-
-
-def _bytes(data: Any = b"", encoding: Any = "latin1") -> bytes:
-    return data if type(data) is bytes else _encoded(data, encoding)
-
-
-def _hashable(items: Any) -> Any:
-    _check_keys(_several(items))
-    return items
-
-
-def _several(items: Any) -> Any:
-    """Not text, each of whose characters would become a value."""
-    if type(items) not in (list, tuple, set, frozenset):
-        raise TypeError
-    return items
-
-
 _INSTANCES: Mapping[str, Callable[..., tuple[Any, tuple[Any, ...]]]] = {
     f"{module}.{name}": function
     for module in ("copyreg", "copy_reg")
     for name, function in (("_reconstructor", _reconstructor), ("__newobj__", _new_object))
-}
-_CONTAINERS: Mapping[tuple[str, str], Callable[..., Any]] = {
-    ("collections", "OrderedDict"): plain_dict,
-    ("_codecs", "encode"): _encoded,
-    **{
-        (module, name): function
-        for module in ("builtins", "__builtin__")
-        for name, function in (
-            ("set", lambda items=(): set(_hashable(items))),
-            ("frozenset", lambda items=(): frozenset(_hashable(items))),
-            ("bytes", _bytes),
-            ("bytearray", _bytes),
-        )
-    },
 }
 _U16, _U32, _U64, _I32, _DOUBLE = (struct.Struct(layout) for layout in ("<H", "<I", "<Q", "<i", ">d"))
 _INSTRUCTIONS: Mapping[bytes, Callable[[_Machine], None]] = {
@@ -597,6 +458,4 @@ _INSTRUCTIONS: Mapping[bytes, Callable[[_Machine], None]] = {
     b"b": _Machine.build,
     b"P": lambda m: m.load_persistent(m.word()),
     b"Q": lambda m: m.load_persistent(m.stack.pop()),
-    # names by numbers that only the writer knows, data beside the pickle
-    **{bytes([code]): _Machine.refuse for code in (0x82, 0x83, 0x84, 0x97, 0x98)},
 }

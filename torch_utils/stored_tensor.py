@@ -1,23 +1,20 @@
-"""Tensors and storages as files describe them, and torch's older way of writing them, read without torch.load."""
+"""Tensors and storages as files describe them, built when they are wanted."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import torch
 
 from torch_utils import pickle_machine
-from torch_utils.pickle_machine import Global, StandIn
+from torch_utils.stand_ins import Global, StandIn
 
-LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle of the number that such files begin with
-_LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _MAX_DIMS = 8
 _MAX_SIZE = 2**62
+_MAX_EXPANDED = 1_000_000  # elements of a tensor beyond those that are stored
 _MAX_KEY = 100  # characters
-_MAX_STORAGE_STEPS = 2000  # of the pickle around a single storage, which has about 100
 _DTYPES = {
     "torch.DoubleStorage": torch.float64,
     "torch.FloatStorage": torch.float32,
@@ -29,7 +26,13 @@ _DTYPES = {
     "torch.CharStorage": torch.int8,
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
+    "torch.ComplexFloatStorage": torch.complex64,
+    "torch.ComplexDoubleStorage": torch.complex128,
     "torch.storage.UntypedStorage": torch.uint8,
+    # Of quantised tensors, which themselves are not known.
+    "torch.QInt8Storage": torch.int8,
+    "torch.QUInt8Storage": torch.uint8,
+    "torch.QInt32Storage": torch.int32,
 }
 
 
@@ -38,9 +41,11 @@ class StoredStorage(StandIn):
 
     Args:
         read: gives all elements, `[numel]`, on the CPU, aligned. Raises ValueError if they cannot be had.
+        source: what holds the content, as a number, if several may be made of it.
     """
 
-    def __init__(self, read: Callable[[], torch.Tensor]) -> None:
+    def __init__(self, read: Callable[[], torch.Tensor], source: int | None = None) -> None:
+        self.source = id(self) if source is None else source
         self._read: Callable[[], torch.Tensor] | None = read
         self._flat: torch.Tensor | None = None
         self._given_away = False
@@ -73,8 +78,8 @@ class StoredTensor(StandIn):
 
     @property
     def source(self) -> tuple[int, int]:
-        """What it is a view of, as a number, and how many elements that has. Raises ValueError if it is damaged."""
-        return id(self._storage), self._storage.flat().numel()
+        """What holds its content, as a number, and how many bytes that has. Raises ValueError if it is damaged."""
+        return self._storage.source, self._storage.flat().nbytes
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,10 +87,13 @@ class StoredTensor(StandIn):
         return self._storage.flat().dtype
 
     def tensor(self) -> torch.Tensor:
-        """The tensor, on the CPU, a view of its storage. Raises ValueError if it reaches outside its storage."""
+        """The tensor, on the CPU, a view of its storage. Raises ValueError if it reaches outside its storage.
+
+        Expanded tensors name the same elements again and again, up to a million times.
+        """
         flat, numel = self._storage.flat(), math.prod(self.shape)
         last = self._offset + sum((size - 1) * step for size, step in zip(self.shape, self._stride, strict=True))
-        if numel > flat.numel() or (numel > 0 and last >= flat.numel()):
+        if numel > flat.numel() + _MAX_EXPANDED or (numel > 0 and last >= flat.numel()):
             raise ValueError(f"a tensor of shape {list(self.shape)} is larger than its data")
         if numel == 0:
             return torch.empty(self.shape, dtype=flat.dtype)
@@ -130,67 +138,3 @@ def described_storage(described: Any) -> tuple[str, torch.dtype, int]:
         raise ValueError(f"a storage of an unsupported kind, {kind.global_name}")
     dtype = _DTYPES[kind.global_name]
     return key, dtype, numel * dtype.itemsize
-
-
-def load_legacy(
-    file: BinaryIO,
-    globals: Mapping[tuple[str, str], Callable[..., Any]],
-    max_steps: int = pickle_machine.MAX_STEPS,
-) -> Any:
-    """What torch.save wrote before it wrote zips: pickles one after the other, then the content of the storages.
-
-    Raises ValueError if it is damaged or of another kind of machine.
-    """
-    buffers: dict[str, torch.Tensor] = {}
-    declared: dict[str, tuple[torch.dtype, int]] = {}
-    storages: dict[tuple[str, torch.dtype], StoredStorage] = {}
-
-    def persistent(described: Any) -> StoredStorage:
-        key, dtype, size = described_storage(described)
-        if declared.setdefault(key, (dtype, size))[1] != size:
-            raise ValueError("it is damaged (a storage is described in two ways)")
-        if (key, dtype) not in storages:
-            storages[key, dtype] = StoredStorage(lambda: flat_tensor(buffers[key], dtype))
-        return storages[key, dtype]
-
-    def part(persistent: Callable[[Any], Any] | None = None) -> Any:
-        return pickle_machine.run(file, globals, persistent, max_steps=max_steps)
-
-    magic, protocol, system = part(), part(), part()
-    if type(magic) is not int or magic != _LEGACY_MAGIC or type(protocol) is not int or protocol != _LEGACY_PROTOCOL:
-        raise ValueError("it is not a file that torch.save wrote")
-    if type(system) is not dict or system.get("little_endian") is not True:
-        raise ValueError("it was written on a big-endian machine; save it again on another one")
-    value, keys = part(persistent), part()
-    sound = type(keys) is list and all(type(key) is str for key in keys) and len(keys) == len(declared)
-    if not sound or set(keys) != declared.keys():
-        raise ValueError("it is damaged (its storages are not those that it describes)")
-    start = file.tell()
-    left = file.seek(0, io.SEEK_END) - start
-    file.seek(start)
-    for key in keys:
-        dtype, size = declared[key]
-        left -= 8 + size
-        if left < 0:
-            raise pickle_machine.CutShort
-        if int.from_bytes(file.read(8), "little") * dtype.itemsize != size:
-            raise ValueError("it is damaged (a storage has another size than described)")
-        buffers[key] = filled_buffer(file, size)
-    return value
-
-
-def storage_from_bytes(data: Any) -> StoredStorage:
-    """A storage that was pickled by itself, as the bytes that torch.save makes of it."""
-    if type(data) is not bytes:
-        raise ValueError("a storage is not made of bytes")
-
-    def read() -> torch.Tensor:
-        try:
-            storage = load_legacy(io.BytesIO(data), {}, _MAX_STORAGE_STEPS)
-            if isinstance(storage, StoredStorage):
-                return storage.flat()
-        except ValueError as error:
-            raise ValueError(f"the data of a tensor cannot be read: {error}") from error
-        raise ValueError("the data of a tensor is not that of a storage")
-
-    return StoredStorage(read)

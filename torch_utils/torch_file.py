@@ -1,35 +1,31 @@
 """Read what torch.save wrote, by anyone, without torch.load: a zip of a pickle and the content of its storages.
 
 The zip is read here, not by zipfile, to know beforehand how much is in it: entries are stored as they are, none lies
-over another, and each storage is read once. The older layout is in `stored_tensor`.
+over another, and each storage is read once. The older layout is in `torch_legacy`.
 """
 
 from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import torch
 
-from torch_utils import pickle_machine
+from torch_utils import pickle_machine, torch_legacy
 from torch_utils.pickle_machine import CutShort, printable
 from torch_utils.safe_pickle import SAFE_GLOBALS
 from torch_utils.stored_tensor import (
-    LEGACY_START,
     StoredStorage,
     described_storage,
     filled_buffer,
     flat_tensor,
-    load_legacy,
 )
 
 _MAX_ENTRIES = 100_000  # of a zip; networks with their optimisers have some thousands
-_LEGACY_LENGTH = 32  # bytes that tell, whatever the protocol of the pickle
 _PICKLE = "data.pkl"
-_GLOBALS: Mapping[tuple[str, str], Callable[..., Any]] = SAFE_GLOBALS
 
 _ENTRY_START = b"PK\x03\x04"
 _LOCAL = struct.Struct("<4s5H3L2H")
@@ -40,11 +36,6 @@ _END_64 = struct.Struct("<4sQ2H2L4Q")
 _MAX_COMMENT = 2**16
 _UNKNOWN_32, _UNKNOWN_16 = 2**32 - 1, 2**16 - 1  # the number is in a wider field elsewhere
 _ENCRYPTED = 1
-
-
-def looks_like_one(start: bytes) -> bool:
-    """Whether a file with these first bytes may be one that torch.save wrote."""
-    return start.startswith(_ENTRY_START) or _is_legacy(start)
 
 
 def load(file: BinaryIO) -> Any:
@@ -59,11 +50,11 @@ def load(file: BinaryIO) -> Any:
     Raises:
         ValueError: another kind of file, cut short, or damaged; the text continues a sentence about the file.
     """
-    start = file.read(_LEGACY_LENGTH)
+    start = file.read(torch_legacy.START_LENGTH)
     file.seek(-len(start), io.SEEK_CUR)
     try:
-        if _is_legacy(start):
-            return load_legacy(file, _GLOBALS)
+        if torch_legacy.looks_like_one(start):
+            return torch_legacy.load_legacy(file, SAFE_GLOBALS)
         if start.startswith(_ENTRY_START):
             return _load_zip(file)
     except CutShort as error:
@@ -74,10 +65,6 @@ def load(file: BinaryIO) -> Any:
 def names_in_zip(file: BinaryIO) -> list[str]:
     """The names of all files in a zip, in the order in which they lie there. Raises ValueError if it is damaged."""
     return list(_entries(file))
-
-
-def _is_legacy(start: bytes) -> bool:
-    return start.startswith(b"\x80") and LEGACY_START[2:] in start[:_LEGACY_LENGTH]
 
 
 @dataclass(frozen=True)
@@ -93,23 +80,23 @@ def _load_zip(file: BinaryIO) -> Any:
     folder = _folder(entries)
     if f"{folder}byteorder" in entries and _content(file, entries, f"{folder}byteorder") != b"little":
         raise ValueError("it was written on a big-endian machine; save it again on another one")
-    buffers: dict[str, torch.Tensor] = {}
-    storages: dict[tuple[str, torch.dtype], StoredStorage] = {}
+    storages: dict[str, tuple[torch.dtype, StoredStorage]] = {}
 
     def persistent(described: Any) -> StoredStorage:
         key, dtype, size = described_storage(described)
         name = f"{folder}data/{key}"
         if name not in entries or entries[name].size != size:
             raise ValueError(f"it is damaged (no entry {printable(name)} of {size:,} bytes)")
-        if key not in buffers:
+        if key not in storages:
             _seek(file, entries, name)
-            buffers[key] = filled_buffer(file, size)
-        if (key, dtype) not in storages:
-            flat = flat_tensor(buffers[key], dtype)
-            storages[key, dtype] = StoredStorage(lambda: flat)
-        return storages[key, dtype]
+            flat = flat_tensor(filled_buffer(file, size), dtype)
+            storages[key] = dtype, StoredStorage(lambda: flat)
+        known, storage = storages[key]
+        if known != dtype:
+            raise ValueError(f"it is damaged (its entry {printable(name)} is described in two ways)")
+        return storage
 
-    return pickle_machine.run(io.BytesIO(_content(file, entries, folder + _PICKLE)), _GLOBALS, persistent)
+    return pickle_machine.run(io.BytesIO(_content(file, entries, folder + _PICKLE)), SAFE_GLOBALS, persistent)
 
 
 def _folder(entries: Mapping[str, _Entry]) -> str:

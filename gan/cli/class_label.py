@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gan.errors import printable
+
 if TYPE_CHECKING:
     from gan.models import Snapshot
 
@@ -38,7 +40,7 @@ def chosen_label(
     """The label that --class or --label asks for: `size` numbers, as the network takes them."""
     from gan.data.dataset_labels import CLASSES, VECTORS
 
-    path, names = snapshot.source, _class_names(snapshot, size)
+    path, names = snapshot.source, snapshot.class_names or []
     kind = snapshot.training_set_kwargs.get("label_kind", CLASSES)
     if size == 0:
         given = [f"--class {classes[0]}"] if classes else ["--label"] if label is not None else []
@@ -69,14 +71,6 @@ def chosen_label(
     return []
 
 
-def _class_names(snapshot: Snapshot, size: int) -> list[str]:
-    """The names of the classes in their order; empty where the snapshot does not know them."""
-    names = snapshot.training_set_kwargs.get("class_names")
-    if not isinstance(names, list) or len(names) != size or not all(isinstance(name, str) for name in names):
-        return []
-    return names
-
-
 def _class_number(text: str, names: list[str], size: int) -> int | None:
     """The class of this name or number. Where names are numbers themselves, only names will do: "3" must not be "4"."""
     if text in names:
@@ -92,12 +86,12 @@ def _has_number(names: list[str]) -> bool:
 def _near(text: str, names: list[str]) -> str:
     by_case = {name.casefold(): name for name in names}
     close = difflib.get_close_matches(text.casefold(), by_case, n=1)
-    return f"did you mean {by_case[close[0]]}? " if close else "is not one of them; "
+    return f"did you mean {printable(by_case[close[0]])}? " if close else "is not one of them; "
 
 
 def _listed(names: list[str], size: int) -> str:
     if not names:
         return f"classes 0 to {size - 1}"
     numbers = [""] * size if _has_number(names) else [f"{number} " for number in range(size)]
-    shown = ", ".join(number + name for number, name in zip(numbers[:_LISTED], names, strict=False))
+    shown = ", ".join(number + printable(name) for number, name in zip(numbers[:_LISTED], names, strict=False))
     return f"the classes {shown}" + (f" and {size - _LISTED} more" if size > _LISTED else "")

@@ -35,14 +35,10 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         rest = super().parse_args(ctx, args)
-        known = [name for param in self.params for name in param.opts if name.startswith("--")]
         previous = ""
         for argument in ctx.args:
-            name = argument.split("=")[0]
-            if name.startswith("-"):
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]}?" if close else "see --help"
-                problems_of(ctx).append(f"{name}: no such option; {hint}")
+            if argument.startswith("-"):
+                problems_of(ctx).append(unknown_option(ctx, argument))
             elif not previous.startswith("-"):
                 problems_of(ctx).append(f"{argument}: unexpected; every value follows its option, see --help")
             previous = argument
@@ -64,6 +60,14 @@ class Command(click.Command):
 def problems_of(ctx: click.Context) -> list[str]:
     """The problems found so far in the command line of this run; to be extended."""
     return ctx.meta.setdefault(f"{__name__}.problems", [])
+
+
+def unknown_option(ctx: click.Context, argument: str) -> str:
+    """The problem with something like an option that the command has none of."""
+    name = argument.split("=")[0]
+    known = [option for param in ctx.command.params for option in param.opts if option.startswith("--")]
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"{name}: no such option; {f'did you mean {close[0]}?' if close else 'see --help'}"
 
 
 def given(ctx: click.Context, name: str) -> bool:

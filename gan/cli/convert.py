@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-
 import click
 
-from gan.cli.command import Command, Option, given, problems_of
-from gan.cli.download_bar import download_bar
-from gan.errors import UsageError
-from gan.files import readable_size
+from gan.cli.command import Command, Option, given, problems_of, unknown_option
+from gan.cli.download_bar import opened
+from gan.cli.options import pretrained_base
+from gan.errors import UsageError, printable
+
+_LONGEST_NOTE = 1000  # characters
 
 
 @click.command(cls=Command, context_settings={"max_content_width": 120})
@@ -27,9 +27,7 @@ from gan.files import readable_size
     help="Of an .onnx: the stored noise, the same for every picture, or an input",
 )
 @click.option("--force", cls=Option, is_flag=True, help="Replace DST if it is there")
-@click.option(
-    "--pretrained-base", cls=Option, metavar="URL", help="Where the models are that SRC may name, or a folder"
-)
+@pretrained_base
 @click.pass_context
 def convert(
     ctx: click.Context,
@@ -56,11 +54,8 @@ def convert(
     gan convert network-snapshot-000200.pkl cats.safetensors --only-ema --fp16
     """
     problems = problems_of(ctx)
-    known = [name for param in ctx.command.params for name in param.opts if name.startswith("--")]
     unknown = [name for name in files if name.startswith("-")]
-    for name in unknown:
-        close = difflib.get_close_matches(name.split("=")[0], known, n=1)
-        problems.append(f"{name}: no such option; {f'did you mean {close[0]}?' if close else 'see --help'}")
+    problems += [unknown_option(ctx, name) for name in unknown]
     if len(files) != 2 and not unknown:
         problems.append(f"SRC DST: are two files, not {len(files)}, such as network-snapshot-000200.pkl cats.onnx")
     if problems or len(files) != 2:
@@ -69,26 +64,29 @@ def convert(
     if not dst.lower().endswith(".onnx") and given(ctx, "noise"):
         problems.append("--noise: only an .onnx has a choice of noise; leave it out")
 
+    from gan.files import readable_size
     from gan.models import convert as converting
-    from gan.models.download import local_path
+    from gan.models.download import local_path, without_password
+
+    def say(line: str) -> None:
+        click.echo(printable(line))
 
     problems += converting.problems(src, dst, half=fp16, force=force)
     if problems:
         raise UsageError(problems)
-    assert noise is not None
-    with download_bar() as progress:  # which is then over
-        local_path(src, pretrained_base, progress)
+    source = opened(src, pretrained_base)
     done = converting.convert(
-        src, dst, only_ema=only_ema, half=fp16, noise=noise, force=force, base=pretrained_base, say=click.echo
+        source, dst, only_ema=only_ema, half=fp16, noise_input=noise == "input", force=force, say=say
     )
     for note in done.notes:
-        click.echo(f"Note: {note}")
+        say(f"Note: {note[:_LONGEST_NOTE]}")
     if done.picture_difference is not None:
         levels = f" where black is -1 and white 1, {done.picture_difference * 127.5:.2g} of 255 gray levels"
         click.echo(f"Pictures: {_difference(done.picture_difference, levels)}")
     if done.score_difference is not None:
         click.echo(f"Scores of D: {_difference(done.score_difference)}")
-    click.echo(f"Wrote {dst}: {readable_size(done.num_bytes)}; {src} has {readable_size(done.source_bytes)}")
+    before = readable_size(local_path(src, pretrained_base).stat().st_size)
+    say(f"Wrote {dst}: {readable_size(done.num_bytes)}; {without_password(src)} has {before}")
 
 
 def _difference(value: float, more: str = "") -> str:

@@ -1,15 +1,24 @@
-"""How far a download is, on the screen."""
+"""Open a model file; how far its download is, on the screen."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gan.files import readable_size
+if TYPE_CHECKING:
+    from gan.models import Snapshot
+
+
+def opened(where: str, base: str | None = None) -> Snapshot:
+    """The networks of a file, an address or a name (`base`: of which folder or site). Raises GanError."""
+    from gan import models
+
+    with download_bar() as progress:
+        return models.load(where, base=base, progress=progress)
 
 
 @contextlib.contextmanager
@@ -20,6 +29,8 @@ def download_bar() -> Iterator[Callable[[int, int | None], None]]:
         told = False
 
         def update(done: int, total: int | None) -> None:
+            from gan.files import readable_size  # not for --help
+
             nonlocal told
             if not told and not sys.stderr.isatty():
                 size = "" if total is None else f" {readable_size(total)}"

@@ -13,10 +13,10 @@ import click
 
 from gan.cli.class_label import LabelType, chosen_label
 from gan.cli.command import Command, Option, problems_of
-from gan.cli.download_bar import download_bar
-from gan.cli.options import limit_spinning
+from gan.cli.download_bar import opened
+from gan.cli.options import limit_spinning, pretrained_base
 from gan.config import DEVICES, TrainOptions
-from gan.errors import GanError, UsageError
+from gan.errors import GanError, UsageError, printable
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,7 @@ class SeedsType(click.ParamType):
     metavar="FILE|URL|NAME",
     help="Model file  [default: the newest snapshot under training-runs]",
 )
-@click.option("--pretrained-base", cls=Option, metavar="DIR|URL", help="Where the networks that have names are")
+@pretrained_base
 @click.option("--trunc", cls=Option, type=float, default=1.0, show_default=True, help="Truncation psi: less is safer")
 @click.option(
     "--class",
@@ -138,7 +138,7 @@ def generate(
         raise UsageError(problems)
     assert trunc is not None and noise_mode and outdir and batch and device  # noqa: PT018
     for note in () if snapshot is None else snapshot.notes:
-        click.echo(f"{path}: {note}")
+        click.echo(printable(f"{path}: {note}"))
     _render(G, c, Request(path, seeds, projected_w, trunc, noise_mode, Path(outdir), batch, device))
 
 
@@ -155,16 +155,12 @@ def _chosen_network(network: str | None, problems: list[str]) -> str | None:
 
 
 def _open(path: str, base: str | None, problems: list[str]) -> Snapshot | None:
-    from gan import models
-
     try:
-        with download_bar() as progress:
-            snapshot = models.load(path, base=base, progress=progress)
+        snapshot = opened(path, base)
+        snapshot.require_generator()
     except GanError as error:
         problems.append(f"--network {error}")
         return None
-    if snapshot.generator is None:
-        problems.append(f"--network {path}: holds no generator; give a snapshot with G_ema")
     return snapshot
 
 

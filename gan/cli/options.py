@@ -27,6 +27,7 @@ _CHOICES = {
     "cuda_graphs": list(cfg.CUDA_GRAPHS),
     "on_divergence": list(cfg.DIVERGENCE),
 }
+_BASE_METAVAR = "DIR|URL"
 
 
 class _CountOrAuto(click.ParamType):
@@ -60,6 +61,14 @@ class SizeType(click.ParamType):
             example = "256 or 256x256" if self._or_side else "256x256"
             self.fail(f"is {what}; write it like {example}", param, ctx)
         return int(match[1]), int(match[2] or match[1])
+
+
+pretrained_base = click.option(  # for commands with options of their own
+    "--pretrained-base",
+    cls=Option,
+    metavar=_BASE_METAVAR,
+    help=TrainOptions.__dataclass_fields__["pretrained_base"].metadata["help"],
+)
 
 
 def train_options(names: Sequence[str] | None = None, helps: Mapping[str, str] | None = None) -> list[click.Parameter]:
@@ -102,6 +111,8 @@ def _option(field: dataclasses.Field[Any], hint: Any, text: str) -> Option:
         settings.update(type=bool, is_flag=False, flag_value=True, metavar="[BOOL]")
     elif field.name == "batch_gpu":
         settings["type"] = _CountOrAuto()
+    elif field.name == "pretrained_base":
+        settings["metavar"] = _BASE_METAVAR
     elif field.name == "resume":
         settings.update(type=str, is_flag=False, flag_value=LATEST, metavar="[RUN_DIR|FILE|URL|NAME]")
     else:

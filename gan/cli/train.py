@@ -12,11 +12,11 @@ import click
 
 from gan import config as cfg
 from gan.cli.command import Command, Option, given, problems_of
-from gan.cli.download_bar import download_bar
+from gan.cli.download_bar import opened
 from gan.cli.options import LATEST, limit_spinning, parsed, train_options
 from gan.config import TrainConfig, TrainOptions
 from gan.continuation import Continuation, continued
-from gan.errors import GanError, UsageError
+from gan.errors import GanError, UsageError, printable
 from gan.image_size import describe_image
 
 if TYPE_CHECKING:
@@ -27,13 +27,16 @@ if TYPE_CHECKING:
 def _options() -> list[click.Parameter]:
     return [
         *train_options(),
+        Option(["--list-tensors"], is_flag=True, help="With --resume FILE: say of each tensor what becomes of it"),
         Option(["-n", "--dry-run", "dry_run"], is_flag=True, help="Print the configuration and the plan, then exit"),
         Option(["--json", "as_json"], is_flag=True, help="With --dry-run: print the configuration as one JSON object"),
     ]
 
 
 @click.pass_context
-def _train(ctx: click.Context, dry_run: bool | None, as_json: bool | None, **values: Any) -> None:
+def _train(
+    ctx: click.Context, list_tensors: bool | None, dry_run: bool | None, as_json: bool | None, **values: Any
+) -> None:
     """Train a GAN on your images, or continue a run.
 
     \b
@@ -45,12 +48,16 @@ def _train(ctx: click.Context, dry_run: bool | None, as_json: bool | None, **val
     problems = problems_of(ctx)
     options = parsed(values, problems)
     run_dir = _run_to_continue(options, problems)
+    if list_tensors and (options.resume is None or run_dir is not None):
+        problems.append("--list-tensors goes with --resume FILE; add it, or leave --list-tensors out")
     notes: list[str] = []
+    of_source: list[str] = []
     source: Snapshot | None = None
     report: TransferReport | None = None
     if run_dir is not None:
         going_on = _continued(ctx, options, run_dir, problems)
         config, notes = going_on.config, [f"Changed:   {line}" for line in going_on.changed]
+        of_source = _to_begin_with(run_dir, config)
         dataset = _open(config.data.path, config.data.cond, config.cache, config.cache_dir)
     else:
         source = _source(options, problems)
@@ -58,19 +65,22 @@ def _train(ctx: click.Context, dry_run: bool | None, as_json: bool | None, **val
     if as_json and not dry_run:
         raise UsageError(["--json goes with --dry-run only; add it, or leave --json out"])
     dataset = _chosen(dataset, config)
+    refused, here = _problems_of_at(options), _problems_here(config)
     if source is not None:
-        report = _transfer(source, config)
-        notes = report.listing() if options.list_tensors else []
-    here = _problems_here(config, options, report)
+        report, problem = _transfer(source, config)
+        refused += problem
+        notes = report.listing() if list_tensors else []
+        of_source = [*report.lines(), *map(printable, source.notes), *notes]
     if dry_run:
-        of_source = [] if report is None or source is None else [*report.lines(), *source.notes, *notes]
         _print_plan(config, run_dir or Path(options.outdir), bool(as_json), of_source, here)
-        return
-    if here:
-        for line in () if report is None or report.whole else [*report.lines(), *notes]:
+    else:
+        refused = here + refused
+    if refused:
+        for line in of_source if (as_json or not dry_run) and report is not None and not report.whole else ():
             click.echo(line, err=True)
-        raise UsageError(here)
-    _start(config, options, run_dir, dataset, source, notes)
+        raise UsageError(refused)
+    if not dry_run:
+        _start(config, options, run_dir, dataset, source, notes)
 
 
 def _run_to_continue(options: TrainOptions, problems: list[str]) -> Path | None:
@@ -101,10 +111,16 @@ def _continued(ctx: click.Context, options: TrainOptions, run_dir: Path, problem
     return going_on
 
 
+def _to_begin_with(run_dir: Path, config: TrainConfig) -> list[str]:
+    """What is said of the file that a run begins anew from, if it does."""
+    from gan.training.run import begins_anew_from
+
+    file = begins_anew_from(run_dir, config)
+    return [] if file is None else [f"the run has no training state yet: it begins anew from {file}"]
+
+
 def _source(options: TrainOptions, problems: list[str]) -> Snapshot | None:
     """The networks that a new run starts from; None if it starts from nothing, or there is a problem with them."""
-    from gan import models
-
     if options.resume is None:
         return None
     misnamed = cfg.check_resume_name(options.resume)
@@ -115,24 +131,28 @@ def _source(options: TrainOptions, problems: list[str]) -> Snapshot | None:
     if refused and not os.path.exists(options.resume):
         return None  # nothing is fetched for a command line that will not do
     try:
-        with download_bar() as progress:
-            source = models.load(options.resume, base=options.pretrained_base, progress=progress)
+        source = opened(options.resume, options.pretrained_base)
+        source.require_generator()
     except GanError as error:
         problems.append(f"--resume {error}")
-        return None
-    if source.generator is None:
-        problems.append(f"--resume {options.resume}: holds no generator; a run cannot start from it")
         return None
     return source
 
 
-def _transfer(source: Snapshot, config: TrainConfig) -> TransferReport:
-    """What the networks of the run take from those of the file."""
-    from gan.models.transfer import plan_transfer
+def _transfer(source: Snapshot, config: TrainConfig) -> tuple[TransferReport, list[str]]:
+    """What the networks of the run take from those of the file, and the problem with that."""
+    from gan.models.transfer import frozen_but_new, plan_transfer
     from gan.training.disk import network_shapes
 
     G, D = network_shapes(config)
-    return plan_transfer(source, G, D, G, config.data.class_names)
+    report = plan_transfer(source, G, D, G, config.data.class_names)
+    if not report.whole and not config.allow_partial:
+        return report, [f"--resume {report.refusal}"]
+    frozen = frozen_but_new(report, D)
+    if frozen:
+        number = config.network.freeze_layers
+        return report, [f"--freezed {number}: D's layers {frozen} are not in the file; leave it out"]
+    return report, []
 
 
 def _info(source: Snapshot) -> cfg.SourceInfo:
@@ -204,21 +224,24 @@ def _listed(class_names: list[str] | None) -> str:
     return f"{shown}, ..." if len(class_names or []) > 8 else shown
 
 
-def _problems_here(config: TrainConfig, options: TrainOptions, report: TransferReport | None) -> list[str]:
+def _problems_of_at(options: TrainOptions) -> list[str]:
+    resume = options.resume
+    if options.at is None or resume is None or resume == LATEST or os.path.isdir(resume):
+        return []
+    return [f"--at {options.at:g} goes back in a run: --resume {resume} is no run folder; leave --at out"]
+
+
+def _problems_here(config: TrainConfig) -> list[str]:
     """What keeps this configuration from running on this machine; `--dry-run` may plan for another one."""
     from gan.training import devices
 
-    problems, resume = [], options.resume
-    if options.at is not None and resume is not None and resume != LATEST and not os.path.isdir(resume):
-        problems.append(f"--at {options.at:g} goes back in a run: --resume {resume} is no run folder; leave --at out")
+    problems = []
     if config.gpus > 1:
         problems.append(f"--gpus {config.gpus}: training on several GPUs is not there yet; use --gpus 1")
     try:
         devices.check(config)
     except UsageError as error:
         problems += error.problems
-    if report is not None and not report.whole and not config.allow_partial:
-        problems.append(f"--resume {report.refusal}")
     return problems
 
 
@@ -231,7 +254,7 @@ def _print_plan(config: TrainConfig, folder: Path, as_json: bool, of_source: lis
         click.echo(config.to_json())
         click.echo("\n".join(["", "Plan", *(f"  {line}" for line in describe_plan(config, folder, of_source))]))
     for problem in here:
-        click.echo(f"on this machine it would not start: {problem}", err=True)
+        click.echo(f"it would not start: {problem}", err=True)
 
 
 def _start(

@@ -62,10 +62,10 @@ class AddedLevels:
             rows = torch.cat([identity, -identity])
             rows = rows if part == "fromrgb" else torch.cat([rows, -rows], dim=1)
             rows = torch.zeros(len(rows)) if leaf == "bias" else rows
-        return _placed(rows if leaf == "bias" else rows / module.weight_gain)
+        return _at_centre(rows if leaf == "bias" else rows / module.weight_gain)
 
 
-def _placed(rows: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+def _at_centre(rows: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """Of the first outputs: `[outputs]`, or `[outputs, inputs]` at the centre of the kernel."""
 
     def value(fresh: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,8 @@ import torch
 
 from torch_utils.safe_pickle import StoredTensor
 
+MAX_TENSORS = 4096  # of a network
+
 
 @dataclass(frozen=True)
 class Description:

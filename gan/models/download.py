@@ -19,7 +19,7 @@ from typing import IO, Any
 from urllib.parse import unquote, urldefrag, urlsplit
 from urllib.request import url2pathname
 
-from gan.errors import GanError, one_line
+from gan.errors import GanError, one_line, printable
 from gan.files import Locked, disk_size, explain_os_error, flush, lock, readable_size, write_text
 from gan.presets import PRETRAINED, PRETRAINED_BASE
 
@@ -30,6 +30,8 @@ _TIMEOUT = (15, 60)  # seconds to connect, and without a byte
 _PAUSES = (0.5, 2.0, 5.0)  # seconds after failures without a byte in between
 _CHUNK = 2**14  # what is lost at most when a connection breaks off
 _LOCK_SECONDS = 0.2
+_ROOM = 10**8  # bytes after which it is asked again whether there is room, where nobody says how many will come
+_NUMBER = "[0-9]{1,18}"  # what a server's number may look like: int() takes more, and fails at more
 _ELSEWHERE = "or fetch the file elsewhere and give its path"
 
 
@@ -52,16 +54,36 @@ def local_path(where: str, base: str | None = None, progress: Progress | None = 
         return Path(where)
     if where in PRETRAINED:
         return _named(where, base or os.environ.get(BASE_VARIABLE) or PRETRAINED_BASE, progress)
-    scheme = urlsplit(where).scheme.lower() if "://" in where else ""
+    scheme = _scheme(where)
     if scheme == "file":
         return _existing(_path_of(where), where)
     if scheme in ("http", "https"):
         return _Download(where, progress).path()
     if scheme:
-        raise GanError(f"{where}: only http, https and file addresses can be opened; fetch it and give its path")
+        shown = without_password(where)
+        raise GanError(f"{shown}: only http, https and file addresses can be opened; fetch it and give its path")
     close = difflib.get_close_matches(where, PRETRAINED, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise GanError(f"{where}: cannot be read (no such file){hint}")
+
+
+def forget(where: str, path: Path) -> bool:
+    """Have a file that turned out to be no model fetched anew the next time; whether that will be so.
+
+    Args:
+        where: what `local_path` was given, and path what it gave. A user's own file is never touched, nor one whose
+            checksum is right.
+    """
+    if os.path.exists(where) or path.parent != cache_folder() or "#sha256=" in where:
+        return False
+    with contextlib.suppress(OSError):
+        path.unlink()
+    return not path.exists()
+
+
+def without_password(text: str) -> str:
+    """Text without what stands before the @ of the addresses in it."""
+    return re.sub(r"://[^/?#\s]*@", "://", text)
 
 
 def cache_folder() -> Path:
@@ -72,11 +94,24 @@ def cache_folder() -> Path:
 
 def _named(name: str, base: str, progress: Progress | None) -> Path:
     file = PRETRAINED[name]
-    if urlsplit(base).scheme.lower() in ("http", "https"):
+    if _scheme(base) in ("http", "https"):
         return local_path(f"{base.rstrip('/')}/{file}", progress=progress)
     folder = _path_of(base) if base.startswith("file://") else Path(base)
     beside = folder / Path(file).name  # without the folders of the zoo
     return beside if beside.exists() else _existing(folder / file, f"{name}: {folder / file}")
+
+
+def _scheme(where: str) -> str:
+    """`http`; nothing of what is no address."""
+    try:
+        return urlsplit(where).scheme.lower() if "://" in where else ""
+    except ValueError as error:
+        raise _no_address(where, error) from error
+
+
+def _no_address(where: str, error: Exception) -> GanError:
+    reason = without_password(one_line(error))
+    return GanError(f"{without_password(where)}: is no address, or leads to none ({reason}); mend it, {_ELSEWHERE}")
 
 
 def _path_of(address: str) -> Path:
@@ -94,15 +129,17 @@ class _Download:
 
     def __init__(self, address: str, progress: Progress | None) -> None:
         self.url, fragment = urldefrag(address)
+        self.shown = without_password(self.url)
         digest = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
         if fragment and digest is None:
             raise GanError(
-                f"{address}: what follows # must be sha256= and 64 hexadecimal digits; mend it or leave it out"
+                f"{self.shown}#{fragment}: what follows # must be sha256= and 64 hexadecimal digits; mend it or leave "
+                "it out"
             )
         self.sha256 = digest[1].lower() if digest else None
         self.progress = progress
         name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(self.url).path).rpartition("/")[2])[-80:] or "model"
-        key = hashlib.sha256(f"{self.url}#{self.sha256}".encode()).hexdigest()[:12]
+        key = hashlib.sha256(f"{self.url}#{self.sha256}".encode("utf-8", "surrogatepass")).hexdigest()[:12]
         self.final = cache_folder() / f"{key}-{name}"
         self.part = self.final.with_name(f"{self.final.name}.part")
         self.note = self.final.with_name(f"{self.final.name}.part.json")  # which version of the file the part is of
@@ -134,15 +171,13 @@ class _Download:
 
     def _fetch(self) -> None:
         """Until it is complete, as often as it gets further."""
-        requests = _requests(self.url)
+        requests = _requests(self.shown)
         failures, furthest = 0, self._size()
         with requests.Session() as session:
             while True:
                 try:
                     self._go_on(session)
                     break
-                except requests.exceptions.InvalidURL as error:
-                    raise GanError(f"{self.url}: is no address ({one_line(error)}); mend it, {_ELSEWHERE}") from error
                 except (_Broken, requests.RequestException) as error:
                     problem: Exception = error
                 failures = 0 if self._size() > furthest else failures + 1
@@ -162,16 +197,18 @@ class _Download:
         kept = (
             f"; the {readable_size(size)} that came are kept, and the same command goes on from there" if size else ""
         )
-        return GanError(f"{self.url}: cannot be fetched ({one_line(problem)}){kept}; try again later, {_ELSEWHERE}")
+        reason = without_password(one_line(problem))
+        return GanError(f"{self.shown}: cannot be fetched ({reason}){kept}; try again later, {_ELSEWHERE}")
 
     def _go_on(self, session: Any) -> None:
         """One request, from where the part ends if it is known to be of the same file."""
-        size, version = self._size(), self._version()
+        version = self._version()
+        asked = self._size() if version else 0  # where the answer is to begin
         headers = {"Accept-Encoding": "identity", "User-Agent": "stylegan2-ada-trainer"}
-        if size and version:
-            headers |= {"Range": f"bytes={size}-", "If-Range": version}
+        if asked and version:
+            headers |= {"Range": f"bytes={asked}-", "If-Range": version}
         with self._answer(session, headers) as response:
-            begin, total = self._accepted(response, size)
+            begin, total = self._accepted(response, asked)
             if response.status_code == 416:
                 return
             with open(self.part, "r+b" if begin else "wb") as file:
@@ -179,48 +216,52 @@ class _Download:
                     write_text(self.note, json.dumps({"version": _validator(response.headers)}))
                 file.seek(begin)
                 file.truncate()
-                self._check_room(None if total is None else total - begin)
+                self._check_room(_ROOM if total is None else total - begin)
                 self._receive(response, file, total)
 
     def _answer(self, session: Any, headers: dict[str, str]) -> Any:
-        errors = _requests(self.url).exceptions
+        errors = _requests(self.shown).exceptions
         try:
             return session.get(self.url, headers=headers, stream=True, timeout=_TIMEOUT)
         except errors.SSLError:
             raise
         except (errors.ConnectionError, errors.Timeout) as error:
-            raise _Broken(f"there is no connection to {urlsplit(self.url).netloc}") from error
+            raise _Broken(f"there is no connection to {urlsplit(self.shown).netloc}") from error
+        except ValueError as error:  # of requests, urllib3 or Python, for this address or one that it leads to
+            raise _no_address(self.url, error) from error
 
-    def _accepted(self, response: Any, size: int) -> tuple[int, int | None]:
+    def _accepted(self, response: Any, asked: int) -> tuple[int, int | None]:
         """(where the answer begins, length of the whole file or None). Raises if it is no answer to go on with."""
         status, headers = response.status_code, response.headers
-        if status == 416:  # there is nothing behind the part
-            if headers.get("Content-Range") == f"bytes */{size}":
-                return size, size
+        answer = printable(f"{status} {response.reason}")[:80]
+        if status == 416 and asked:  # there is nothing behind the part
+            if headers.get("Content-Range") == f"bytes */{asked}":
+                return asked, asked
             self.part.unlink(missing_ok=True)
             raise _Broken("the server's file has changed")
         if status in (408, 425, 429) or status >= 500:
-            raise _Broken(f"the server answers {status} {response.reason}")
+            raise _Broken(f"the server answers {answer}")
         if status in (401, 403):
-            raise GanError(
-                f"{self.url}: the server does not hand it out ({status} {response.reason}); check the "
-                f"address, {_ELSEWHERE}"
-            )
+            raise GanError(f"{self.shown}: the server does not hand it out ({answer}); check the address, {_ELSEWHERE}")
         if status not in (200, 206):
-            raise GanError(f"{self.url}: is not there ({status} {response.reason}); check the address, {_ELSEWHERE}")
+            raise GanError(f"{self.shown}: is not there ({answer}); check the address, {_ELSEWHERE}")
         if headers.get("Content-Type", "").split(";")[0].strip().lower() in ("text/html", "application/xhtml+xml"):
-            raise GanError(f"{self.url}: is a web page, not a model; give the address of the file itself, {_ELSEWHERE}")
-        length = headers.get("Content-Length", "")
+            raise GanError(
+                f"{self.shown}: is a web page, not a model; give the address of the file itself, {_ELSEWHERE}"
+            )
+        if headers.get("Content-Encoding", "identity").lower() != "identity":  # of which any number may come
+            raise GanError(f"{self.shown}: the server packs it, which it was asked not to do; fetch the file elsewhere")
         if status == 200:
-            return 0, int(length) if length.isdigit() and "Content-Encoding" not in headers else None
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
-        if match is None or int(match[1]) != size:
+            length = headers.get("Content-Length", "")
+            return 0, int(length) if re.fullmatch(_NUMBER, length) else None
+        match = re.fullmatch(rf"bytes ({_NUMBER})-{_NUMBER}/({_NUMBER}|\*)", headers.get("Content-Range", ""))
+        if match is None or int(match[1]) != asked:
             self.part.unlink(missing_ok=True)
             raise _Broken("the server sends another part of the file than it was asked for")
-        return size, None if match[2] == "*" else int(match[2])
+        return asked, None if match[2] == "*" else int(match[2])
 
     def _receive(self, response: Any, file: IO[bytes], total: int | None) -> None:
-        done = file.tell()
+        done = checked = file.tell()
         if self.progress is not None:
             self.progress(done, total)
         broken = None
@@ -228,21 +269,26 @@ class _Download:
             for chunk in response.iter_content(_CHUNK):
                 file.write(chunk)
                 done += len(chunk)
+                if total is None and done - checked >= _ROOM:
+                    self._check_room(_ROOM)
+                    checked = done
                 if self.progress is not None:
                     self.progress(done, total)
-        except _requests(self.url).RequestException as error:
+        except _requests(self.shown).RequestException as error:
             broken = error
         if broken is not None or (total is not None and done < total):
             raise _Broken(f"the connection broke off after {done} of {total or '?'} bytes") from broken
         if total is not None and done > total:
             file.truncate(0)
             raise _Broken(f"the server sent {done} bytes of a file of {total}")
+        if done == 0:
+            raise _Broken("the server sends an empty file")
 
-    def _check_room(self, needed: int | None) -> None:
+    def _check_room(self, needed: int) -> None:
         all_bytes, free = disk_size(self.part.parent)
-        if needed is not None and all_bytes and free < needed:
+        if all_bytes and free < needed:
             raise GanError(
-                f"{self.part.parent}: no space left on the device: {self.url} takes {readable_size(needed)} and "
+                f"{self.part.parent}: no space left on the device: {self.shown} takes {readable_size(needed)} and "
                 f"{readable_size(free)} are free; free some, or name another cache with XDG_CACHE_HOME"
             )
 
@@ -255,7 +301,9 @@ class _Download:
                 digest.update(chunk)
         if digest.hexdigest() != self.sha256:
             self.part.unlink()
-            raise GanError(f"{self.url}: what came has another sha256 ({digest.hexdigest()}); check the address and it")
+            raise GanError(
+                f"{self.shown}: what came has another sha256 ({digest.hexdigest()}); check the address and it"
+            )
 
     def _size(self) -> int:
         try:

@@ -678,7 +678,7 @@ def _check_architecture(architecture):
 def _levels(img_resolution):
     """{name: resolution} of the levels, from the base, which is called 4, to the image."""
     height, width = base = height_width(img_resolution)
-    if height == width and height >= 4 and height & (height - 1) == 0:
+    if height == width and height >= 8 and height & (height - 1) == 0:
         return {2**i: 2**i for i in range(2, height.bit_length())}
     num_doublings = 0
     while base[0] % 2 == base[1] % 2 == 0 and min(base) >= 8:

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gan.errors import GanError
+from gan.image_size import describe_image
 from gan.models import rebuild
 from gan.models.description import Contents
-from gan.models.download import Progress, local_path
+from gan.models.download import Progress, forget, local_path, without_password
 from gan.models.formats import port, safetensors_file, snapshot_pickle, tensorflow
 from gan.models.snapshot import Snapshot
-from torch_utils import persistence, torch_file
-from torch_utils.safe_pickle import Opaque
+from gan.models.wording import brief, cut
+from torch_utils import persistence, torch_file, torch_legacy
+from torch_utils.safe_pickle import Opaque, StoredTensor, check_sizes
 
 _LONGEST_ERROR = 2000  # characters
 _START = 512  # bytes that tell what a file is
@@ -50,22 +52,29 @@ def load(where: str | os.PathLike[str], *, base: str | None = None, progress: Pr
 
     Raises GanError, naming the file, if it cannot be had or read, is something else, or holds networks not like ours.
     """
-    source = os.fspath(where)
-    path = local_path(source, base, progress)
+    path = local_path(os.fspath(where), base, progress)
+    source = without_password(os.fspath(where))
     try:
         contents = _read(path)
         networks = _built(contents)
+        augment_p = _probability(contents.augment_p)
     except OSError as error:
         raise GanError(f"{source}: cannot be read ({error.strerror or error})") from error
     except ImportError as error:
         raise GanError(f"{source}: opening it needs the package {error.name}: pip install {error.name}") from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):  # PyTorch's own, of a CPU's memory
+            raise
+        raise GanError(f"{source}: opening it takes more memory than there is") from error
     except ValueError as error:
-        raise GanError(f"{source}: {rebuild.cut(' '.join(str(error).split()), _LONGEST_ERROR)}") from error
+        forgotten = forget(os.fspath(where), path)
+        again = "; it is no longer kept, and will be fetched again the next time" if forgotten else ""
+        raise GanError(f"{source}: {cut(' '.join(str(error).split()), _LONGEST_ERROR)}{again}") from error
     return Snapshot(
         G=networks.get("G"),
         D=networks.get("D"),
         G_ema=networks.get("G_ema"),
-        augment_p=contents.augment_p,
+        augment_p=augment_p,
         training_set_kwargs=contents.training_set_kwargs,
         source=source,
         kind=contents.kind,
@@ -74,13 +83,32 @@ def load(where: str | os.PathLike[str], *, base: str | None = None, progress: Pr
 
 
 def _built(contents: Contents) -> dict[str, Any]:
+    tensors = [tensor for described in contents.networks.values() for tensor in described.tensors.values()]
+    check_sizes(tensor for tensor in tensors if isinstance(tensor, StoredTensor))
     built = {}
     for name, description in contents.networks.items():
         try:
             built[name] = rebuild.build(description)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+        first = next(iter(built))
+        if (takes := _images_and_labels(built[name])) != (wanted := _images_and_labels(built[first])):
+            raise ValueError(f"its networks do not fit together: {name} is for {takes}, {first} for {wanted}")
     return built
+
+
+def _images_and_labels(network: Any) -> str:
+    height, width = network.img_size
+    labels = f"labels of {network.c_dim} numbers" if network.c_dim else "no labels"
+    return f"{describe_image(height, width, network.img_channels)} and {labels}"
+
+
+def _probability(stored: object) -> float | None:
+    if stored is None:
+        return None
+    if not isinstance(stored, (int, float)) or not 0 <= stored <= 1:
+        raise ValueError(f"its augmentation probability is {brief(stored)}, not a number from 0 to 1")
+    return float(stored)
 
 
 def _read(path: Path) -> Contents:
@@ -95,7 +123,7 @@ def _read(path: Path) -> Contents:
             return safetensors_file.read(str(path))
         if start.startswith(b"PK"):
             return _read_zip(file)
-        if torch_file.looks_like_one(start):
+        if torch_legacy.looks_like_one(start):
             return _contents(torch_file.load(file))
         for pattern, what in _OTHERS:
             if re.match(pattern, start):
@@ -111,10 +139,7 @@ def _read_zip(file: BinaryIO) -> Contents:
         names = torch_file.names_in_zip(file)  # zipfile would take many times the memory of a hostile directory
     except ValueError as error:
         raise ValueError("it is a zip file that is cut short or damaged; copy or download it again") from error
-    inner = {name.partition("/")[2] for name in names}
-    if "constants.pkl" in inner:
-        raise ValueError("it is a TorchScript program, not a model that can be opened without executing it")
-    if "data.pkl" in inner:
+    if any(name.endswith("/data.pkl") for name in names):
         file.seek(0)
         return _contents(torch_file.load(file))
     if any(os.path.basename(name) == "dataset.json" or _IMAGE.fullmatch(name) for name in names):

@@ -1,24 +1,56 @@
-"""Make a network of ours from its description: class, constructor arguments, tensors. All is checked before it."""
+"""Make a network of ours from its description, of which everything is checked before anything is allocated."""
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from gan.image_size import IMAGE_KINDS
 from gan.models.description import Description
-from torch_utils.safe_pickle import StoredTensor, check_sizes
+from gan.models.wording import brief, cut, listed
+from torch_utils.safe_pickle import StoredTensor
 
-MAX_TENSORS = 4096  # of a network
 _MAX_NUMBER = 2**24  # of any constructor argument: keeps the sizes of tensors within 64 bits
-_NAMED = 12  # misfits that an error spells out
+_MAX_PIXELS = 2**24  # of an image: a network may hold no tensor of that size, and take gigabytes to draw one
+_MAX_TAPS = 64  # of a resampling filter
 
-_repr = reprlib.Repr()
-_repr.maxstring = _repr.maxother = _repr.maxlong = 60
-_repr.maxlevel, _repr.maxlist, _repr.maxtuple, _repr.maxdict = 2, 8, 8, 8
+_Check = tuple[Callable[[Any], bool], str]  # of a value, and what it should be
+
+
+def _whole(least: int) -> _Check:
+    return lambda value: type(value) is int and value >= least, f"a whole number from {least} on"
+
+
+def _number(low: float, high: float) -> _Check:
+    return lambda value: type(value) in (int, float) and low <= value <= high, f"a number from {low:g} to {high:g}"
+
+
+def _or_none(check: _Check) -> _Check:
+    return lambda value: value is None or check[0](value), f"None or {check[1]}"
+
+
+_ANY: _Check = (lambda value: True, "")
+_SWITCH: _Check = (lambda value: isinstance(value, bool), "True or False")
+_OPTIONS: dict[str, _Check] = {  # architecture, activation and the size of images are checked by constructors
+    **dict.fromkeys(("z_dim", "c_dim", "num_layers", "num_fp16_res", "freeze_layers", "mbstd_num_channels"), _whole(0)),
+    **dict.fromkeys(("w_dim", "channel_base", "channel_max"), _whole(1)),
+    **dict.fromkeys(("embed_features", "layer_features", "cmap_dim"), _or_none(_whole(0))),
+    **dict.fromkeys(("use_noise", "fp16_channels_last"), _SWITCH),
+    "img_channels": (lambda value: type(value) is int and value in IMAGE_KINDS, "1, 3 or 4: grey, RGB, RGBA"),
+    "mbstd_group_size": _or_none(_whole(1)),
+    "kernel_size": (lambda value: type(value) is int and value > 0 and value % 2 == 1, "an odd whole number"),
+    "conv_clamp": _or_none(_number(0, _MAX_NUMBER)),
+    "lr_multiplier": _number(1e-6, _MAX_NUMBER),
+    "w_avg_beta": _number(0, 1),
+    "resample_filter": (
+        lambda value: value is None or _is_filter(value),
+        f"up to {_MAX_TAPS} numbers to divide by their sum",
+    ),
+}
 
 
 def build(description: Description) -> torch.nn.Module:
@@ -32,10 +64,10 @@ def build(description: Description) -> torch.nn.Module:
     problems = _misfits(tensors, wanted)
     if problems:
         raise ValueError("its tensors do not fit: " + listed(problems))
-    check_sizes(tensor for tensor in tensors.values() if isinstance(tensor, StoredTensor))
     stored = {name: _own(tensors[name]) for name in wanted}
-    if any(tensor.is_complex() for tensor in stored.values()):
-        raise ValueError("its tensors are not real numbers")
+    complex_ones = [name for name, tensor in stored.items() if tensor.is_complex()]
+    if complex_ones:
+        raise ValueError(f"its tensors are not real numbers: {listed(complex_ones)}")
     content = {name: stored[name].to(tensor.dtype) for name, tensor in wanted.items()}
     made.load_state_dict(content, assign=True)
     return made.eval().requires_grad_(False)
@@ -46,14 +78,22 @@ def outline(description: Description) -> torch.nn.Module:
 
     Raises ValueError if it cannot be built from its options.
     """
-    _check_numbers(description.kwargs, len(description.tensors))
+    _check_options(description.kwargs, len(description.tensors))
     try:
         with ShapesOnly():
-            return description.cls(**description.kwargs)
+            made = description.cls(**description.kwargs)
+    except MemoryError:
+        raise
     except Exception as error:  # hostile options fail in any way there is
         raise ValueError(
             f"it cannot be built from its options ({type(error).__name__}: {cut(str(error), 300)})"
         ) from error
+    height, width = getattr(made, "img_size", (1, 1))  # a mapping network has none
+    if height * width > _MAX_PIXELS:
+        raise ValueError(f"its images of {width}x{height} are too large: more than {_MAX_PIXELS} pixels")
+    if any(0 in tensor.shape for tensor in made.state_dict(keep_vars=True).values()):
+        raise ValueError("it has layers without channels")
+    return made
 
 
 def with_filters(description: Description) -> Description:
@@ -79,34 +119,28 @@ class ShapesOnly(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def brief(value: object) -> str:
-    """`repr` of what a file holds, in bounded time and length, however deeply it is nested."""
-    try:
-        return cut(_repr.repr(value), 120)
-    except ValueError:  # whole numbers of thousands of digits are not written out
-        return f"a {type(value).__name__}"
-
-
-def cut(text: str, length: int) -> str:
-    """One printable line of text out of a file, of at most `length` characters and an ellipsis."""
-    line = "".join(char if char.isprintable() else " " for char in text[: length + 1])
-    return line if len(line) <= length else line[:length] + "..."
-
-
-def listed(problems: Sequence[str]) -> str:
-    """The first of them, and how many more there are."""
-    rest = len(problems) - _NAMED
-    return "; ".join(problems[:_NAMED]) + (f"; and {rest} more" if rest > 0 else "")
-
-
-def _check_numbers(kwargs: Mapping[str, Any], num_tensors: int) -> None:
+def _check_options(kwargs: Mapping[str, Any], num_tensors: int) -> None:
+    """Raise ValueError for a value that a constructor takes and the network could not run with."""
     for name, value in kwargs.items():
-        if isinstance(value, dict):
-            _check_numbers(value, num_tensors)
-        elif any(isinstance(number, (int, float)) and abs(number) > _MAX_NUMBER for number in _elements(value)):
+        if isinstance(value, dict) and name not in _OPTIONS:
+            _check_options(value, num_tensors)
+            continue
+        if any(isinstance(number, (int, float)) and abs(number) > _MAX_NUMBER for number in _elements(value)):
             raise ValueError(f"its option {cut(name, 60)} is too large: {brief(value)}")
-        elif name == "num_layers" and isinstance(value, int) and value > num_tensors:
+        is_sound, words = _OPTIONS.get(name, _ANY)
+        if not is_sound(value):
+            raise ValueError(f"its option {name} is {brief(value)}, not {words}")
+        if name == "num_layers" and value > num_tensors:
             raise ValueError(f"its option num_layers is {value}, but it holds {num_tensors} tensors")
+
+
+def _is_filter(value: Any) -> bool:
+    """Whether these are taps, `[taps]` or `[height, width]`."""
+    try:
+        taps = np.asarray(value, dtype=np.float32) if isinstance(value, (list, tuple)) else np.zeros(0)
+    except (TypeError, ValueError):
+        return False
+    return taps.ndim in (1, 2) and 0 < taps.size <= _MAX_TAPS and bool(np.isfinite(1 / abs(taps.sum())))
 
 
 def _elements(value: Any) -> Sequence[Any]:

@@ -17,7 +17,6 @@ from torch_utils import persistence
 
 Where = str | os.PathLike[str]
 _TRANSIENT = ("half_dtype", "prepared")  # what a network computes in here and now, not a property of it
-_LARGEST_HALF = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,22 @@ class Snapshot:
     def require_generator(self) -> Generator:
         """`generator`; raises GanError, naming the file, if there is none."""
         if self.generator is None:
-            raise GanError(f"{self.source}: holds a discriminator only, and no generator to sample from")
+            raise GanError(f"{self.source}: holds no generator, only a discriminator; give a file with G_ema or G")
         return self.generator
+
+    @property
+    def networks(self) -> dict[str, Generator | Discriminator]:
+        """Those that are there, by name: G, D, G_ema."""
+        there = {"G": self.G, "D": self.D, "G_ema": self.G_ema}
+        return {name: network for name, network in there.items() if network is not None}
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """What the columns of the labels stand for, in their order; None where the file does not tell."""
+        names = self.training_set_kwargs.get("class_names")
+        size = next((network.c_dim for network in self.networks.values()), 0)
+        sound = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+        return list(names) if sound and names and len(names) == size else None
 
 
 def save(
@@ -58,11 +71,15 @@ def save(
     """Atomically write a snapshot. The networks, on any device and in any mode, are not altered.
 
     Args:
-        half: store float16, half the size. Whoever opens the file has float32, rounded to 3 digits.
+        half: store float16, half the size, but for tensors with a number that is too large for it. Whoever opens the
+            file has float32, rounded to 3 digits.
 
-    Raises GanError if the file cannot be written or a number is too large for float16, ValueError if
-    training_set_kwargs holds more than plain values.
+    Raises GanError if the file cannot be written, ValueError if training_set_kwargs holds more than plain values or a
+    network is of another class.
     """
+    for name, network, cls in (("G", G, Generator), ("D", D, Discriminator), ("G_ema", G_ema, Generator)):
+        if network is not None and not isinstance(network, cls):
+            raise ValueError(f"{name} must be a {cls.__name__} of gan.networks or None, not a {type(network).__name__}")
     content = {
         "G": G,
         "D": D,
@@ -70,8 +87,6 @@ def save(
         "augment_pipe": augment_pipe,
         "training_set_kwargs": dict(training_set_kwargs),
     }
-    if half:
-        _check_range(os.fspath(path), {"G": G, "D": D, "G_ema": G_ema})
     with atomic_path(os.fspath(path)) as temporary:
         persistence.dump(content, temporary, source_of=_source_of, transient=_TRANSIENT, half=half)
 
@@ -79,14 +94,3 @@ def save(
 def _source_of(cls: type) -> str:
     """The text that other programs execute to have this class."""
     return persistence.source_text(getattr(embedded_networks, cls.__name__))
-
-
-def _check_range(path: str, nets: Mapping[str, torch.nn.Module | None]) -> None:
-    for network, module in nets.items():
-        for name, tensor in module.state_dict().items() if module is not None else ():
-            beyond = tensor[(tensor.abs() > _LARGEST_HALF) & tensor.isfinite()]
-            if tensor.ndim > 0 and beyond.numel() > 0:  # single numbers stay float32
-                raise GanError(
-                    f"{path}: cannot be stored as float16: {network}.{name} holds {beyond.abs().max():g}, and "
-                    f"{_LARGEST_HALF:g} is the largest number; store it as float32"
-                )

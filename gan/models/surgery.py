@@ -20,6 +20,7 @@ from gan.networks import Generator
 LOADED, ADAPTED, NEW, LEFT_OUT = "loaded", "adapted", "new", "left out"
 
 _LUMA = (0.299, 0.587, 0.114)
+_NAMED = 3  # classes that a line names
 _OPAQUE = 1.0  # alpha of a picture without holes
 _Value = Callable[[torch.Tensor], torch.Tensor]
 _Columns = tuple[list[int], list[int]]  # inputs here, and which inputs of the file they are
@@ -45,14 +46,27 @@ class Classes:
     stored: Sequence[str] | None = None
     here: Sequence[str] | None = None
 
-    def matched(self, num_stored: int, num_here: int) -> _Columns:
-        """Those of the same name; by position if no name is shared and there are as many."""
+    def matched(self, num_stored: int, num_here: int) -> tuple[_Columns, str]:
+        """Those of the same name, or by position if no name is shared and there are as many.
+
+        Also what is to be said of that; "" if the columns are the same, as far as is known.
+        """
         stored = list(self.stored or ()) if len(self.stored or ()) == num_stored else []
         here = list(self.here or ()) if len(self.here or ()) == num_here else []
-        pairs = [(to, stored.index(name)) for to, name in enumerate(here) if name in stored]
-        if not pairs and num_stored == num_here:
-            pairs = [(i, i) for i in range(num_here)]
-        return [to for to, _ in pairs], [of for _, of in pairs]
+        to = [column for column, name in enumerate(here) if name in stored]
+        of = [stored.index(here[column]) for column in to]
+        every = list(range(num_here))
+        if to:
+            are_same = of == every == list(range(num_stored))
+            return (to, of), "" if are_same else f"{len(to)} of {num_here} classes are in it"
+        if num_stored == num_here:
+            pairs = [f"{old} -> {new}" for old, new in zip(stored, here, strict=False)]
+            more = ", ..." if len(pairs) > _NAMED else ""
+            return (every, every), f"by position: {', '.join(pairs[:_NAMED])}{more}" if pairs else ""
+        if stored and here:
+            return ([], []), "none of its classes is one of the dataset"
+        whose, count = ("dataset", num_here) if stored else ("file", num_stored)
+        return ([], []), f"the {whose} does not name its {count} classes"
 
 
 def fates(source: Any, target: Any, classes: Classes) -> list[Fate]:
@@ -73,7 +87,7 @@ class _Surgery:
         self.want: dict[str, torch.Tensor] = target.state_dict()
         levels = [(net.synthesis if self.is_generator else net).block_resolutions for net in (source, target)]
         self.old_top, self.top = (max([4, *each]) for each in levels)
-        self.classes = classes.matched(source.c_dim, target.c_dim)
+        self.classes, self.of_classes = classes.matched(source.c_dim, target.c_dim)
         self.colours = _Colours.between(source.img_channels, target.img_channels)
         self.architecture = (target.synthesis if self.is_generator else target).b4.architecture
         self.moved = self._moved()
@@ -87,10 +101,13 @@ class _Surgery:
         return [*found, *(Fate(name, LEFT_OUT, "no place for it here") for name in self.have if name not in used)]
 
     def _moved(self) -> dict[str, str]:
-        """{name here: name in the file} of D's first layer, which moves with the highest level if it fits there."""
+        """{name here: name in the file} of D's first layer, which moves with the highest level if it fits there.
+
+        Behind it a new level of a residual D does nothing but halve (`_beginning`).
+        """
         here, there = (f"b{top}.fromrgb." for top in (self.top, self.old_top))
         weights = self.want.get(f"{here}weight"), self.have.get(f"{there}weight")
-        if self.is_generator or self.top == self.old_top or self.architecture == "skip":
+        if self.is_generator or self.top == self.old_top or self.architecture != "resnet":
             return {}
         if weights[0] is None or weights[1] is None or len(weights[0]) != len(weights[1]):
             return {}
@@ -132,7 +149,7 @@ class _Surgery:
             return self._opaque if self._is_last_bias(name) else torch.zeros_like
         if self.added is not None:
             return self.added.value(level, layer)
-        passes_on = self.architecture == "skip" or (self.architecture == "resnet" and self.moved)
+        passes_on = self.architecture == "skip" or self.moved
         if passes_on and layer in ("conv1.weight", "conv1.bias"):
             return torch.zeros_like
         if passes_on and layer == "skip.weight":  # the residual branch is 0: this one alone hands on half the size
@@ -152,21 +169,23 @@ class _Surgery:
             return self._coloured(name, stored, ratio)
         if stored.shape == fresh.shape:
             return _copied(stored, ratio), "" if ratio == 1 else "rescaled"
-        is_output = not self.is_generator and layer == "b4.out"
+        is_output = layer == "b4.out"
         other_size = stored.shape[1:] != fresh.shape[1:] if leaf == "const" else stored.shape[2:] != fresh.shape[2:]
         has_no_width = leaf in ("noise_const", "resample_filter")
         if (is_output and bool(self.source.c_dim) != bool(self.target.c_dim)) or other_size or has_no_width:
             return None, f"{list(stored.shape)} in the file, {list(fresh.shape)} here"
-        if not self.is_generator and name == "b4.fc.weight":
+        if name == "b4.fc.weight":
             return self._flattened(stored, fresh, ratio)
         if is_output:  # logits are divided by the root of this number
             return _placed(stored, ratio * (len(fresh) / len(stored)) ** 0.5, spare_rows=0), "width"
-        if not self.is_generator and name == "b4.conv.weight":
+        if name == "b4.conv.weight":
             return self._after_mbstd(stored, fresh, ratio)
         if name == "mapping.fc0.weight" and self.is_generator:
             return _placed(stored, ratio, self._of_z_and_label(stored, fresh)), "inputs"
-        feeds_mbstd = not self.is_generator and layer in ("b8.conv1", "b8.skip", "b4.fromrgb")
-        return _placed(stored, ratio, spare_rows=0 if feeds_mbstd else None), "width"
+        if name == "mapping.fc0.weight":
+            return self._of_embedding(stored, fresh, ratio), "width"
+        begins_silent = layer in ("b8.conv1", "b8.skip", "b4.fromrgb", "mapping.embed") and not self.is_generator
+        return _placed(stored, ratio, spare_rows=0 if begins_silent else None), "width"
 
     def _ratio(self, name: str) -> float:
         """Of the gains that a tensor is used with, in the file's network and here."""
@@ -187,12 +206,21 @@ class _Surgery:
         return value
 
     def _embedding(self, stored: torch.Tensor, fresh: torch.Tensor, ratio: float) -> tuple[_Value | None, str]:
-        to, of = self.classes
-        if to == of == list(range(fresh.shape[1])) and stored.shape == fresh.shape:
+        if not self.classes[0]:
+            return None, self.of_classes
+        if stored.shape == fresh.shape and not self.of_classes:
             return _copied(stored, ratio), "" if ratio == 1 else "rescaled"
-        if not to:
-            return None, "none of its classes is one of the dataset"
-        return _placed(stored, ratio, (to, of), fresh_columns=True), f"{len(to)} of {fresh.shape[1]} classes are in it"
+        spare_rows = None if self.is_generator else 0  # see `_of_embedding`
+        value = _placed(stored, ratio, self.classes, spare_rows, fresh_columns=True)
+        return value, self.of_classes or "width"
+
+    def _of_embedding(self, stored: torch.Tensor, fresh: torch.Tensor, ratio: float) -> _Value:
+        """The first layer of D's mapping reads the label's embedding, normalised.
+
+        Numbers that are new there begin as 0, but count in the mean square; what reads them need not be 0.
+        """
+        larger = max(fresh.shape[1] / stored.shape[1], 1) ** 0.5
+        return _placed(stored, ratio / larger, fresh_columns=True)
 
     def _of_z_and_label(self, stored: torch.Tensor, fresh: torch.Tensor) -> _Columns:
         """The mapping of G reads z first and then the label."""
@@ -212,7 +240,7 @@ class _Surgery:
     def _after_mbstd(self, stored: torch.Tensor, fresh: torch.Tensor, ratio: float) -> tuple[_Value | None, str]:
         """Inputs are the channels of the lowest level, and behind them what minibatch-stddev says of those.
 
-        Channels that are new there begin silent (`_carried`, feeds_mbstd), as they would count in the mean deviation;
+        Channels that are new there begin silent (`_carried`), as they would count in the mean deviation;
         so that they learn, what reads them does not begin at 0.
         """
         have, want = len(stored), len(fresh)
@@ -280,15 +308,15 @@ def _level_and_layer(name: str) -> tuple[int, str]:
 
 def _mixed(of: int, to: int) -> torch.Tensor:
     """`[to, of]`: grey is repeated, colours become their luma, alpha stays or is left out."""
-    map = torch.zeros([to, of], dtype=torch.float64)
+    mix = torch.zeros([to, of], dtype=torch.float64)
     colours_of, colours_to = min(of, 3), min(to, 3)
     if colours_of == colours_to:
-        map[:colours_to, :colours_of] = torch.eye(colours_to)
+        mix[:colours_to, :colours_of] = torch.eye(colours_to)
     else:
-        map[:colours_to, :colours_of] = 1 if colours_of == 1 else torch.tensor(_LUMA, dtype=torch.float64)
+        mix[:colours_to, :colours_of] = 1 if colours_of == 1 else torch.tensor(_LUMA, dtype=torch.float64)
     if of == to == 4:
-        map[3, 3] = 1
-    return map
+        mix[3, 3] = 1
+    return mix
 
 
 def _copied(stored: torch.Tensor, ratio: float) -> _Value:

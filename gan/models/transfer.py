@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from gan.config import SourceInfo
-from gan.errors import GanError
+from gan.errors import GanError, printable
 from gan.image_size import IMAGE_KINDS
 from gan.models.snapshot import Snapshot
 from gan.models.surgery import ADAPTED, LEFT_OUT, LOADED, NEW, Classes, Fate, fates
@@ -22,6 +22,7 @@ _KINDS = (LOADED, ADAPTED, NEW, LEFT_OUT)
 # Arguments that every run chooses for itself.
 _SETTINGS = ("num_fp16_res", "conv_clamp", "fp16_channels_last", "freeze_layers", "mbstd_group_size")
 _REASONS = 3  # that a line of the table names
+_LISTED = 8  # classes, or layers, that an error spells out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +43,6 @@ class TransferReport:
         return Counter(fate.kind for network in self.fates.values() for fate in network)
 
     @property
-    def loaded(self) -> int:
-        """Tensors taken as they are."""
-        return self.counts[LOADED]
-
-    @property
     def whole(self) -> bool:
         """Whether everything here comes from the file, and everything in the file is here."""
         return set(self.counts) <= {LOADED}
@@ -63,12 +59,13 @@ class TransferReport:
     def refusal(self) -> str:
         """Why a run does not start from this unless it is told to."""
         advice = "; ".join(self.advice) or "it is another kind of network"
-        return f"{self.source}: fits only in part ({self.total}): {advice}; or start from what fits: --allow-partial"
+        remedies = f"{printable(advice)}; or start from what fits: --allow-partial"
+        return f"{self.source}: fits only in part ({self.total}): {remedies}"
 
     def lines(self) -> list[str]:
         """For the screen: the total, and a table of the parts that are not simply loaded."""
         origin = f"{self.source}, {self.kind}" if self.kind else self.source
-        first = f"from {origin}: {self.total}"
+        first = printable(f"from {origin}: {self.total}")
         if self.whole:
             return [first]
         rows: list[tuple[str, ...]] = [("", "part", *_KINDS, "")]
@@ -85,13 +82,13 @@ class TransferReport:
             + f"  {row[6]}"
             for row in rows
         )
-        return [first, *(row.rstrip() for row in shown_rows)]
+        return [first, *(printable(row.rstrip()) for row in shown_rows)]
 
     def listing(self) -> list[str]:
         """A line for each tensor."""
         width = max((len(f"{name}.{fate.name}") for name, network in self.fates.items() for fate in network), default=0)
         return [
-            f"{name + '.' + fate.name:<{width}}  {fate.kind:<{len(LEFT_OUT)}}  {fate.why}".rstrip()
+            printable(f"{name + '.' + fate.name:<{width}}  {fate.kind:<{len(LEFT_OUT)}}  {fate.why}".rstrip())
             for name, network in self.fates.items()
             for fate in network
         ]
@@ -141,9 +138,7 @@ def plan_transfer(
     class_names: Sequence[str] | None = None,
 ) -> TransferReport:
     """What `transfer` would do to networks of these shapes, which need no numbers. Raises GanError without a G."""
-    if source.generator is None:
-        raise GanError(f"{source.source}: holds no generator; a run cannot start from it")
-    classes = Classes(_class_names(source), class_names)
+    generator, classes = source.require_generator(), Classes(source.class_names, class_names)
     found: dict[str, list[Fate]] = {}
     advice: dict[str, str] = {}
     for name, stored, target in (("G", source.G, G), ("D", source.D, D), ("G_ema", source.G_ema, G_ema)):
@@ -151,7 +146,7 @@ def plan_transfer(
             found[name] = [Fate(tensor, NEW, "the file has no D") for tensor in D.state_dict()]
             advice["D"] = "it holds no discriminator"
             continue
-        there = stored or source.generator
+        there = stored or generator
         found[name] = fates(there, target, classes)
         if stored is None:  # only one of the two generators is there
             other = "G_ema" if name == "G" else "G"
@@ -159,23 +154,21 @@ def plan_transfer(
             advice[name] = f"it holds no {name}"
         if any(fate.kind != LOADED for fate in found[name]):
             advice.update(_remedies(there, target))
-    if source.G is not None and source.D is not None and found["G"] and not advice and _other_classes(found["G"]):
-        advice["classes"] = f"its classes are {', '.join(classes.stored or ['without names'])}"
+    if not advice and any(fate.name == "mapping.embed.weight" and fate.kind != LOADED for fate in found["G"]):
+        advice["classes"] = f"its classes are {_listed(classes.stored or ['without names'])}"
     return TransferReport(source.source, source.kind, found, list(advice.values()))
 
 
 def source_info(source: Snapshot) -> SourceInfo:
     """What the networks of a snapshot are, as `gan.config.resolve` takes it. Raises GanError without a G."""
-    G, D = source.generator, source.D
-    if G is None:
-        raise GanError(f"{source.source}: holds no generator; a run cannot start from it")
-    given, synthesis = _arguments(G), _arguments(G.synthesis)
-    block = _arguments(G.synthesis.b4)
-    of_synthesis = _others(given["synthesis_kwargs"], "channel_base", "channel_max", "use_noise")
-    of_mapping = _others(given["mapping_kwargs"], "num_layers")
+    G, D = source.require_generator(), source.D
+    given, synthesis = G.arguments(), G.synthesis.arguments(defaults=True)
+    block: Any = G.synthesis.b4
+    of_synthesis = _others(given.get("synthesis_kwargs"), "channel_base", "channel_max", "use_noise")
+    of_mapping = _others(given.get("mapping_kwargs"), "num_layers")
     discriminator: dict[str, Any] = {}
     if D is not None:
-        theirs = _arguments(D)
+        theirs = D.arguments(defaults=True)
         for name in ("channel_base", "channel_max"):
             if theirs[name] != synthesis[name]:
                 discriminator[name] = int(theirs[name])
@@ -187,13 +180,20 @@ def source_info(source: Snapshot) -> SourceInfo:
         channel_base=int(synthesis["channel_base"]),
         channel_max=int(synthesis["channel_max"]),
         mapping_layers=int(G.mapping.num_layers),
-        use_noise=bool(block["layer_kwargs"].get("use_noise", True)),
+        use_noise=bool(block.arguments().get("use_noise", True)),
         z_dim=int(G.z_dim),
         w_dim=int(G.w_dim),
-        d_architecture=None if D is None else _arguments(D)["architecture"],
-        generator=_filled({"mapping_kwargs": of_mapping, "synthesis_kwargs": of_synthesis}),
-        discriminator=_filled(discriminator),
+        d_architecture=None if D is None else D.arguments(defaults=True)["architecture"],
+        generator={"mapping_kwargs": of_mapping, "synthesis_kwargs": of_synthesis},
+        discriminator=discriminator,
     )
+
+
+def frozen_but_new(report: TransferReport, D: torch.nn.Module) -> str:
+    """Layers that Freeze-D is to keep as they are, though the file has none of it; "" if there are none."""
+    frozen = {name for name, _ in D.named_buffers()}  # the others' weights are parameters
+    new = (fate.name for fate in report.fates["D"] if fate.kind == NEW and fate.name in frozen)
+    return _listed(dict.fromkeys(name.rpartition(".")[0] for name in new if name.endswith((".weight", ".bias"))))
 
 
 @torch.no_grad()
@@ -212,15 +212,9 @@ def _taken(fate: Fate, origin: str) -> Fate:
     return dataclasses.replace(fate, kind=ADAPTED, why=", ".join(filter(None, [origin, fate.why])))
 
 
-def _class_names(source: Snapshot) -> list[str] | None:
-    """Those that the file tells, if they are what they should be."""
-    names = source.training_set_kwargs.get("class_names")
-    sound = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-    return list(names) if sound and names else None
-
-
-def _other_classes(found: Sequence[Fate]) -> bool:
-    return any(fate.name == "mapping.embed.weight" and fate.kind != LOADED for fate in found)
+def _listed(names: Iterable[str]) -> str:
+    first = list(itertools.islice(names, _LISTED + 1))
+    return ", ".join(first[:_LISTED]) + (", ..." if len(first) > _LISTED else "")
 
 
 def _remedies(stored: torch.nn.Module, target: torch.nn.Module) -> dict[str, str]:
@@ -238,7 +232,9 @@ def _remedies(stored: torch.nn.Module, target: torch.nn.Module) -> dict[str, str
             + (f": use a dataset of --channels={IMAGE_KINDS[channels].lower()}" if channels in IMAGE_KINDS else "")
         ),
         "c_dim": (
-            f"it was trained on labels of {labels} numbers: use --cond=1 and a dataset with such labels"
+            f"it was trained on labels of {labels} numbers, the dataset's have {ours.get('c_dim')}"
+            if labels and ours.get("c_dim")
+            else f"it was trained on labels of {labels} numbers: use --cond=1 and a dataset with such labels"
             if labels
             else "it was trained without labels: use --cond=0"
         ),
@@ -260,16 +256,9 @@ def _options(network: torch.nn.Module) -> dict[str, Any]:
         parts += [synthesis.b4, synthesis, network.mapping]
     options: dict[str, Any] = {}
     for part in parts:
-        options.update(_arguments(part))
+        options.update(part.arguments(defaults=True))
     options["img_resolution"] = network.img_resolution  # a square may have been given as a pair
     return options
-
-
-def _arguments(module: Any) -> dict[str, Any]:
-    """What a module was made with, defaults filled in."""
-    bound = inspect.signature(type(module).__init__).bind(module, *module._init_args, **module._init_kwargs)
-    bound.apply_defaults()
-    return dict(bound.arguments)
 
 
 def _others(kwargs: Mapping[str, Any] | None, *decided: str) -> dict[str, Any]:
@@ -280,7 +269,3 @@ def _others(kwargs: Mapping[str, Any] | None, *decided: str) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """A value that JSON knows: files hold NumPy's too."""
     return value if isinstance(value, (str, int, float, type(None))) else np.asarray(value).tolist()
-
-
-def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value != {}}

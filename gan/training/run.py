@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gan import models
-from gan.config import TrainConfig
+from gan.config import TrainConfig, check_resume_name
 from gan.data.dataset import ImageDataset
 from gan.errors import GanError
 from gan.files import remove_leftovers
@@ -49,7 +49,7 @@ def train(
         states = StateFiles(run_dir, config.keep_states)
         saved = _state_to_go_on_from(states, run_dir, config, at, said.append) if continued else None
         if saved is None and config.init_from and start is None:
-            start = _source(config)
+            start = _source(config.init_from, config)
         if continued:
             run_folder.write_options(run_dir, config)
         while True:
@@ -69,10 +69,34 @@ def train(
             release_memory(device)  # of its networks, before there are new ones
 
 
-def _source(config: TrainConfig) -> models.Snapshot:
+def begins_anew_from(run_dir: Path, config: TrainConfig) -> str | None:
+    """The model file that a run needs once more when it continues, as it has no state yet; None: it needs none.
+
+    Raises GanError if that is gone, or states are.
+    """
+    if any(run_dir.glob("training-state*.pt")):
+        return None
+    _check_that_none_was_lost(run_dir, config)
+    if config.init_from is None:
+        return None
+    if check_resume_name(config.init_from) is not None:
+        raise _cannot_begin(f"{config.init_from}: no such file", config)
+    return config.init_from
+
+
+def _source(init_from: str, config: TrainConfig) -> models.Snapshot:
     """What a run begins anew from."""
-    assert config.init_from is not None
-    return models.load(config.init_from, base=config.pretrained_base)
+    try:
+        return models.load(init_from, base=config.pretrained_base)
+    except GanError as error:
+        raise _cannot_begin(str(error), config) from error
+
+
+def _cannot_begin(problem: str, config: TrainConfig) -> GanError:
+    return GanError(
+        f"{problem}; the run was stopped before its first training state was written and begins anew from this file: "
+        f"put it back, or start again with --data {config.data.path} --resume FILE"
+    )
 
 
 def _state_to_go_on_from(

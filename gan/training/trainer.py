@@ -19,7 +19,7 @@ from gan.config import TrainConfig
 from gan.data.dataset import ImageDataset
 from gan.data.labels import LabelTable
 from gan.data.loader import BatchStream
-from gan.errors import FailedRunError, GanError
+from gan.errors import FailedRunError, GanError, printable
 from gan.tracking import Console, JsonlTracker, MlflowTracker, Trackers, jsonl
 from gan.training import resources, run_folder, state_files
 from gan.training.announce import announcement, with_topic
@@ -126,7 +126,7 @@ class Trainer:
             with contextlib.suppress(Exception):  # what fell due before the error is worth having
                 self.files.outputs.finish()
             if isinstance(error, GanError):
-                self.console.log(f"error: {error}")
+                self.console.log(f"error: {printable(str(error))}")
             raise
         finally:
             if opened is not None:
@@ -161,7 +161,7 @@ class Trainer:
         G, D, G_ema = self.state.G, self.state.D, self.state.G_ema
         names = self.config.data.class_names
         report = models.transfer(source, G, D, G_ema, self.config.allow_partial, names)
-        return with_topic("Weights:", [*report.lines(), *source.notes])
+        return with_topic("Weights:", [*report.lines(), *map(printable, source.notes)])
 
     def _with_micro_batch(self, config: TrainConfig) -> TrainConfig:
         """The configuration with the micro-batch of `--batch-gpu auto` found, for good."""

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import builtins
+import dataclasses
+import errno
+import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,8 @@ from tiny_snapshot import pictures, tiny_snapshot
 from gan import models
 from gan.cli import main
 from gan.models import Snapshot
-from gan.models.formats import port, safetensors_file
+from gan.models.formats import onnx_file, port, safetensors_file
+from gan.networks import Discriminator
 
 FORMATS = ["pkl", "pt", "safetensors"]  # that can be read again
 UNUSUAL: dict[str, Any] = {"c_dim": 3, "size": [8, 12], "channels": 4, "architecture": "resnet"}
@@ -158,10 +164,14 @@ def test_what_is_beside_a_safetensors_is_for_everyone(here: Path) -> None:
         (["missing.pkl", "b.pkl"], "missing.pkl: cannot be read"),
         (["there.pt", "b.pkl"], "there.pt: "),
         (["a.pkl", "there.pt/b.pkl"], "there.pt/b.pkl: a part of this path is a file"),
+        (["a.pkl", "there.pt/b.safetensors"], "there.pt/b.safetensors: a part of this path is a file"),
+        (["there.pt", "new/folder/b.pkl"], "there.pt: "),
+        (["labels.pkl", "new/folder/b.pt"], "labels.pkl: the layout of the PyTorch port cannot carry it"),
     ],
 )
 def test_a_bad_request_is_one_clear_line(arguments: list[str], problem: str, here: Path) -> None:
     save("a")
+    save("labels", c_dim=2)
     Path("folder").mkdir()
     for name in ("there.pt", "there.json"):
         Path(name).write_text("something else")
@@ -205,7 +215,7 @@ def test_a_source_without_a_generator_has_nothing_to_share(here: Path) -> None:
     for arguments in (["b.pkl", "--only-ema"], ["b.onnx"]):
         result = convert("a.pkl", *arguments)
         assert result.exit_code == 1
-        assert "error: a.pkl: holds a discriminator only" in result.output
+        assert "error: a.pkl: holds no generator" in result.output
     result = convert("a.pkl", "b.pkl")
     assert "Scores of D: no difference at all" in result.output
     assert "Pictures" not in result.output
@@ -278,9 +288,89 @@ def test_a_file_that_does_not_open_is_not_kept(here: Path, monkeypatch: pytest.M
     monkeypatch.setattr(port, "write", lambda path, snapshot, half: path.write_bytes(b"PK") and [])
     result = convert("a.pkl", "b.pt")
     assert result.exit_code == 1
-    assert "error: b.pt: nothing was written, as b.pt: it is a zip file that is cut short or damaged" in result.output
+    assert "error: b.pt: nothing was written, as it is a zip file that is cut short or damaged" in result.output
     assert ".tmp" not in result.output
     assert [path.name for path in here.iterdir()] == ["a.pkl"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk_is_one_clear_line(format: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save("a")
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    opened = builtins.open
+
+    def fill(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        return Full(file, mode) if mode == "wb" else opened(file, mode, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", fill)
+        patch.setattr(torch, "save", lambda content, path: fill(path, "wb").write(b""))
+        result = convert("a.pkl", f"new/b.{format}")
+    assert result.exit_code == 1
+    assert f"error: new/b.{format}: no space left on the device" in result.output
+    assert [path.name for path in here.rglob("*")] == ["a.pkl"]
+
+
+@pytest.mark.parametrize("path", ["/home/me/My cats.zip", "/home/me/My cats.zip/", "C:\\Users\\me\\My cats.zip"])
+def test_what_is_shared_does_not_tell_where_the_data_were(path: str, here: Path) -> None:
+    snapshot = tiny_snapshot()
+    kwargs = {"path": path, "class_names": ["a"]}
+    models.save("a.pkl", G=snapshot.G, D=None, G_ema=snapshot.G_ema, training_set_kwargs=kwargs)
+    for dst in ("b.pkl", "b.safetensors"):
+        assert convert("a.pkl", dst, "--only-ema").exit_code == 0
+        assert models.load(dst).training_set_kwargs == {"path": "My cats.zip", "class_names": ["a"]}
+        assert b"me" not in Path("b.json").read_bytes().split() if Path("b.json").exists() else True
+        assert b"Users" not in Path(dst).read_bytes()
+        assert b"home/me" not in Path(dst).read_bytes()
+    assert convert("a.pkl", "c.pkl").exit_code == 0
+    assert models.load("c.pkl").training_set_kwargs == kwargs
+
+
+def test_what_a_file_says_is_printed_as_text(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    G = tiny_snapshot().G
+    kwargs = {"\x1b]0;x\x07\nWrote \ud800" + "x" * 5000: float("nan")}
+    models.save("a.pkl", G=G, D=None, G_ema=None, training_set_kwargs=kwargs)
+    result = convert("a.pkl", "b.safetensors")
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert all(line.isprintable() and len(line) < 500 for line in lines)
+    words = ["Read", "Comparing", "Note", "Pictures", "Wrote"]
+    assert [line.split(":")[0].split()[0] for line in lines] == words
+    noted = dataclasses.replace(models.load("a.pkl"), training_set_kwargs={}, notes=["\x1b\nWrote \ud800" + "x" * 5000])
+    monkeypatch.setattr(models, "load", lambda *_, **__: noted)
+    lines = convert("a.pkl", "b.safetensors", "--force").output.splitlines()
+    assert [line.split(":")[0].split()[0] for line in lines] == words
+    assert all(line.isprintable() and len(line) < 1100 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("class_names", "told"), [(["x", "y"], ["x", "y"]), (5, []), ("ab", []), ([1, 2], []), (["x"], [])]
+)
+def test_only_sound_class_names_go_into_an_onnx(
+    class_names: object, told: list[str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, G: object, noise_input: bool, names: Sequence[str]) -> None:
+        raise ValueError(f"{list(names)} {noise_input}")
+
+    kwargs = {"class_names": class_names}
+    models.save("a.pkl", G=tiny_snapshot(c_dim=2).G, D=None, G_ema=None, training_set_kwargs=kwargs)
+    monkeypatch.setattr(onnx_file, "write", write)
+    for noise in ("const", "input"):
+        result = convert("a.pkl", "b.onnx", "--noise", noise)
+        assert f"error: b.onnx: {told} {noise == 'input'}" in result.output
+
+
+def test_a_discriminator_of_any_group_is_compared(here: Path) -> None:
+    snapshot = tiny_snapshot()
+    for group in (3, None, 1):
+        D = Discriminator(0, 8, 3, channel_base=64, channel_max=8, epilogue_kwargs={"mbstd_group_size": group})
+        models.save("a.pkl", G=snapshot.G, D=D.eval(), G_ema=None, training_set_kwargs={})
+        result = convert("a.pkl", "b.safetensors", "--force")
+        assert "Scores of D: no difference at all" in result.output
 
 
 def test_numbers_too_large_for_float16_stay_what_they_are(here: Path) -> None:
@@ -288,7 +378,8 @@ def test_numbers_too_large_for_float16_stay_what_they_are(here: Path) -> None:
     assert snapshot.G_ema is not None
     snapshot.G_ema.mapping.fc0.weight[0, 0] = 1e6
     models.save("a.pkl", G=None, D=None, G_ema=snapshot.G_ema, training_set_kwargs={})
-    assert convert("a.pkl", "b.safetensors", "--fp16").exit_code == 0
-    opened = models.load("b.safetensors").G_ema
-    assert opened is not None
-    assert opened.mapping.fc0.weight[0, 0] == 1e6
+    for dst in ("b.safetensors", "b.pt", "b.pkl"):
+        assert convert("a.pkl", dst, "--fp16").exit_code == 0
+        opened = models.load(dst).G_ema
+        assert opened is not None
+        assert opened.mapping.fc0.weight[0, 0] == 1e6

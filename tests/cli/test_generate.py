@@ -160,6 +160,18 @@ def test_a_class_or_label_that_is_not_there_is_one_clear_line(
     assert not (here / "out").exists()
 
 
+def test_what_a_stranger_named_does_not_reach_the_terminal_as_it_is(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_network(here / "net.pkl", 2, class_names=["\x1b[31mred", "b\ne"])
+    result = run("--network", "net.pkl", "--seeds", 0, "--class", "red")
+    assert result.output == "error: --class red: is not one of them; net.pkl has the classes 0 ?[31mred, 1 b?e\n"
+    snapshot = dataclasses.replace(models.load(here / "net.pkl"), notes=["w_avg\x1b[31m was estimated"])
+    monkeypatch.setattr(models, "load", lambda *args, **kwargs: snapshot)
+    result = run("--network", "net.pkl", "--seeds", 0, "--class", 1, "--device", "cpu")
+    assert result.output.startswith("net.pkl: w_avg?[31m was estimated\n")
+
+
 def test_many_classes_are_not_all_listed(here: Path) -> None:
     save_network(here / "net.pkl", 30, class_names=[f"kind {i}" for i in range(30)])
     result = run("--network", "net.pkl", "--seeds", 0)

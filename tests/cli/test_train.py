@@ -112,7 +112,7 @@ def test_dry_run_creates_nothing_and_prints_the_plan(tiny_dataset: Path, outdir:
     assert result.exit_code == 0
     assert "Plan" in result.output
     assert "GB a process (estimated)" in result.output
-    assert "on this machine it would not start: --gpus 8" in result.output
+    assert "it would not start: --gpus 8" in result.output
     assert sorted(p.name for p in outdir.iterdir()) == before
 
 
@@ -229,13 +229,15 @@ def test_a_file_without_a_generator_is_named(tiny_dataset: Path, whole: Path, tm
     D = models.load(whole / "network-snapshot-000001.pkl").D
     models.save(tmp_path / "d.pkl", G=None, D=D, G_ema=None, training_set_kwargs={})
     result = run_train("--data", tiny_dataset, "--resume", tmp_path / "d.pkl", "--outdir", tmp_path / "runs")
-    assert problems(result) == [f"--resume {tmp_path / 'd.pkl'}: holds no generator; a run cannot start from it"]
+    assert problems(result) == [
+        f"--resume {tmp_path / 'd.pkl'}: holds no generator, only a discriminator; give a file with G_ema or G"
+    ]
 
 
 def test_nothing_is_fetched_for_a_command_line_that_will_not_do(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "load", lambda *args, **kwargs: pytest.fail("opened"))
+    monkeypatch.setattr("gan.cli.train.opened", lambda *args, **kwargs: pytest.fail("opened"))
     for arguments in (["--data", tiny_dataset, "--gamma", -1], ["--data", tmp_path / "gone.zip"], [], ["--bacth", 3]):
         result = run_train(*arguments, "--resume", "https://example.invalid/net.pkl")
         assert result.exit_code == 2
@@ -251,7 +253,7 @@ def test_the_networks_of_a_file_need_no_flags(tiny_dataset: Path, whole: Path, o
     assert (run_dir / "fakes_init.png").read_bytes() == (whole / "fakes000001.png").read_bytes()
     result = run_train("--resume", "--allow-partial", "--list-tensors")
     assert result.exit_code == 2
-    assert [line.split()[0] for line in problems(result)] == ["--allow-partial", "--list-tensors:"]
+    assert [line.split()[0] for line in problems(result)] == ["--list-tensors", "--allow-partial"]
 
 
 def test_a_file_that_fits_in_part_is_refused_with_a_table_and_taken_when_told_to(
@@ -270,9 +272,16 @@ def test_a_file_that_fits_in_part_is_refused_with_a_table_and_taken_when_told_to
     assert problem.endswith("; or start from what fits: --allow-partial")
     assert list(outdir.glob("0*")) == []
     result = run_train(*command, "--dry-run")
-    assert result.exit_code == 0
+    assert (result.exit_code, problems(result)) == (2, [problem])
     assert re.search(r"^  weights    from .*000001\.pkl.*: \d+ tensors loaded, 0 adapted", result.output, re.M)
-    assert "it would not start: --resume" in result.output
+    assert result.output.count("tensors loaded, 0 adapted") == 2  # in the table and in the error
+    result = run_train(*command, "--dry-run", "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["batch_size"] == 125
+    assert re.search(r"^G +b32 +0 +0 +19", result.stderr, re.M)
+    result = run_train(*command, "--allow-partial", "--freezed=2", "--dry-run")
+    assert result.exit_code == 2
+    assert problems(result) == ["--freezed 2: D's layers b32.fromrgb, b32.conv0 are not in the file; leave it out"]
     interrupted(1, *command, "--allow-partial")
     (run_dir,) = outdir.glob("0*")
     assert f"Weights:   from {file}" in (run_dir / "log.txt").read_text()

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from gan import models
 from gan.errors import GanError
 from gan.models import download
 from gan.models.download import BASE_VARIABLE, cache_folder, local_path
@@ -62,9 +63,12 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         body = server.content[begin:]
-        self.send_response(plan.get("status", 206 if begin else 200))
+        self.send_response(plan.get("status", 206 if begin else 200), plan.get("reason"))
+        for name, value in plan.get("headers", {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Type", plan.get("type", "application/octet-stream"))
-        self.send_header("Content-Length", str(plan.get("length", len(body))))
+        if "length" not in plan or plan["length"] is not None:
+            self.send_header("Content-Length", str(plan.get("length", len(body))))
         if server.tag:
             self.send_header("ETag", server.tag)
         if begin:
@@ -186,6 +190,10 @@ def has_weak_tags(server: Server) -> None:
     server.tag = 'W/"v1"'
 
 
+def changed_with_a_weak_tag(server: Server) -> None:
+    server.content = CONTENT[::-1]
+
+
 def sends_something_else(server: Server) -> None:
     server.plan = {"range": f"bytes 7-999/{len(CONTENT)}"}
 
@@ -197,7 +205,7 @@ def sends_something_else(server: Server) -> None:
         (None, ignores_ranges),
         (None, sends_something_else),
         (has_no_versions, None),
-        (has_weak_tags, None),
+        (has_weak_tags, changed_with_a_weak_tag),
     ],
 )
 def test_parts_of_two_files_are_never_put_together(
@@ -239,6 +247,108 @@ def test_what_is_no_download_is_one_clear_line(plan: dict[str, Any], words: str,
     server.tag = None
     assert words in fails(server, **plan)
     assert "net.pkl" not in files(cache)
+
+
+REFUSED = b"503 backend busy, retry"
+
+
+@pytest.mark.parametrize(("content", "length"), [(REFUSED, len(REFUSED)), (b"<!doctype html>", 15), (CONTENT, None)])
+def test_what_turns_out_to_be_no_model_is_fetched_again(
+    content: bytes, length: int | None, server: Server, cache: Path, tmp_path: Path
+) -> None:
+    server.content, server.plan = content, {"length": length}
+    for times in (1, 2):
+        with pytest.raises(GanError, match=r"it is no longer kept, and will be fetched again the next time$"):
+            models.load(server.url)
+        assert len(server.asked) == times
+        assert files(cache) == []
+    (tmp_path / "mine.pkl").write_bytes(content)
+    for mine in (tmp_path / "mine.pkl", (tmp_path / "mine.pkl").as_uri()):
+        with pytest.raises(GanError, match=r"(model|fetch the file itself|known|damaged)[^;]*$"):
+            models.load(mine)
+    assert (tmp_path / "mine.pkl").exists()
+
+
+def test_what_has_the_right_checksum_is_kept(server: Server, cache: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(GanError) as caught:
+            models.load(f"{server.url}#sha256={hashlib.sha256(CONTENT).hexdigest()}")
+        assert "again" not in str(caught.value)
+    assert len(server.asked) == 1
+
+
+def test_nothing_is_no_file(server: Server, cache: Path) -> None:
+    server.content = b""
+    assert "the server sends an empty file" in fails(server)
+    server.content = CONTENT
+    server.plan = {}
+    assert local_path(server.url).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("length", ["\xb2", "9" * 5000, "1" + "0" * 30, "-1", ""])
+def test_a_length_that_is_no_number_is_none(length: str, server: Server) -> None:
+    server.plan = {"length": length}
+    try:
+        assert local_path(server.url).read_bytes() == CONTENT
+    except GanError as error:
+        assert "the connection broke off after" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    "range", ["bytes 196608-1023999/" + "9" * 5000, "bytes \xb2-5/7", "bytes 196608-1023999/200000"]
+)
+def test_a_range_that_cannot_be_is_not_gone_on_with(range: str, server: Server) -> None:
+    server.sends = [200_000, 0, 0, 0, 0, 0, 0, 0]
+    fails(server)
+    server.sends, server.asked, server.plan = [], [], {"range": range}
+    assert local_path(server.url).read_bytes() == CONTENT
+    assert server.asked == ["bytes=196608-", None]
+
+
+@pytest.mark.parametrize("address", ["http://[", "http://.a/", "http://a:99999999/", "file:///etc/passwd", "ftp://a/b"])
+def test_an_answer_that_leads_to_no_address_is_one_clear_line(address: str, server: Server) -> None:
+    assert "is no address, or leads to none" in fails(server, status=302, headers={"Location": address})
+
+
+def test_what_is_packed_on_the_way_is_refused(server: Server) -> None:
+    text = fails(server, headers={"Content-Encoding": "gzip"})
+    assert "the server packs it, which it was asked not to do" in text
+    server.plan = {"headers": {"Content-Encoding": "identity"}}
+    assert local_path(server.url).read_bytes() == CONTENT
+
+
+def test_a_first_answer_of_no_such_range_is_one_clear_line(server: Server) -> None:
+    text = fails(server, status=416, headers={"Content-Range": "bytes */0"})
+    assert "is not there (416 Requested Range Not Satisfiable)" in text
+
+
+def test_a_servers_words_are_printable(server: Server) -> None:
+    text = fails(server, status=404, reason="\x1b]0;pwned\x07" + "x" * 1000)
+    assert text.isprintable()
+    assert len(text) < 400
+
+
+def test_a_password_is_not_shown(server: Server) -> None:
+    url = server.url.replace("//", "//me:secret@")
+    server.plan = {"status": 404}
+    for where in (url, f"{url}#x", url.replace("http", "ftp"), "http://me:secret@[/", "http://me:secret@a b/"):
+        with pytest.raises(GanError) as caught:
+            local_path(where)
+        assert "secret" not in str(caught.value)
+    server.plan = {}
+    with pytest.raises(GanError) as caught:
+        models.load(url)
+    assert str(caught.value).startswith(server.url)
+    assert "secret" not in str(caught.value)
+
+
+def test_room_is_looked_for_while_nobody_knows_how_much_will_come(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_ROOM", 100_000)
+    free = iter([200_000, 200_000, 99_999])
+    monkeypatch.setattr(download, "disk_size", lambda folder: (10**9, next(free)))
+    assert "no space left on the device" in fails(server, length=None)
 
 
 def test_a_checksum_is_checked(server: Server, cache: Path) -> None:
@@ -342,6 +452,10 @@ def test_names_are_found_below_the_base(server: Server, tmp_path: Path, monkeypa
         ("file:///gone.pkl", "no such file"),
         ("ftp://host/net.pkl", "only http, https and file addresses can be opened"),
         ("http://", "is no address"),
+        ("http://[", "is no address"),
+        ("file://[", "is no address"),
+        (f"http://{'a' * 70}.com/", "is no address"),
+        ("http://\udc80/", "is no address"),
         ("x" * 5000, "cannot be read"),
     ],
 )

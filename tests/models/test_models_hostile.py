@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pickles import Payload, zipped
 
 from gan import models, networks
 from gan.errors import GanError
@@ -39,19 +40,6 @@ GENERATOR = {
     "synthesis_kwargs": {"channel_base": 64, "channel_max": 8},
 }
 DEEP = {**GENERATOR, "z_dim": 512, "w_dim": 512, "mapping_kwargs": {"num_layers": 100}}
-
-
-class Payload:
-    """Pickles into a call of `function`."""
-
-    def __init__(self, function, *args, state=None):
-        self.call = (function, args) if state is None else (function, args, state)
-
-    def __reduce__(self):
-        return self.call
-
-    def __call__(self):
-        """So that a payload can be what another one calls."""
 
 
 def hostile(canary):
@@ -222,6 +210,14 @@ def corpus(canary):
             + b"".join(plain(f"m{number}") + module(_buffers=get(0), _parameters=get(0)) for number in range(1500))
             + b"u"
         ),
+        "much of nothing, within the limits": plain({f"h{number}": None for number in range(4096)})
+        + put(0)
+        + b"0"
+        + module(
+            _modules=b"}("
+            + b"".join(plain(f"m{number}") + module(_buffers=get(0), _parameters=get(0)) for number in range(4000))
+            + b"u"
+        ),
         "hidden buffers": module(
             _non_persistent_buffers_set=b"](" + plain("a") * 100_000 + b"e",
             _buffers=b"}(" + b"".join(plain(f"b{number}") + described() for number in range(2000)) + b"u",
@@ -254,6 +250,9 @@ def corpus(canary):
     files["training_set_kwargs.pkl"] = (
         b"\x80\x04" + plain([["x"] * 100] * 100) + put(0) + mapping(G_ema=module(), training_set_kwargs=kwargs) + b"."
     )
+    numbers = plain([float(2**61) ** n for n in range(16)] + [2**61 * n for n in range(1, 8)])  # of few hashes
+    calls = (get(0) + get(1) + b"R0") * 18_000
+    files["sets.pkl"] = b"\x80\x04cbuiltins\nset\n" + put(0) + b"0" + numbers + b"\x85" + put(1) + b"0" + calls + b"N."
     for name in ("laughs", "nested lists", "list in itself", "state of itself"):
         content = b"(" + (NETWORK + b")R" + snapshots[name] + b"b") * 3 + b"t"
         files[f"{name}, tuple.pkl"] = b"\x80\x04" + content + b"."
@@ -303,14 +302,6 @@ def tensors_of_one_storage():
     for name, tensor in outline.state_dict().items():
         parts += [plain(name), described(tuple(tensor.shape), tensor.stride(), storage=get(2))]
     return b"".join(parts) + b"u"
-
-
-def zipped(entries):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in entries.items():
-            archive.writestr(name, content)
-    return file.getvalue()
 
 
 def bomb_of(entries):
@@ -374,10 +365,9 @@ def test_a_corpus_of_attacks_is_refused_soon_and_in_little_memory(tmp_path):
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("name", ["dotted.pkl", "payload.pt"])
-def test_generate_refuses_a_hostile_file_in_one_line(name, tmp_path):
-    file = tmp_path / name
-    file.write_bytes(corpus(tmp_path / "executed")[name])
+def test_generate_refuses_a_hostile_file_in_one_line(tmp_path):
+    file = tmp_path / "payload.pt"
+    file.write_bytes(corpus(tmp_path / "executed")[file.name])
     command = [sys.executable, "generate.py", "--network", str(file), "--seeds", "0", "--outdir", str(tmp_path / "out")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode in (1, 2)
@@ -406,27 +396,28 @@ class Network:
 def valid_files(folder):
     """Small files of all kinds that open."""
     torch.manual_seed(0)
-    narrow = {"channel_base": 4, "channel_max": 1}
-    G = networks.Generator(1, 0, 1, 4, 1, mapping_kwargs={"num_layers": 1}, synthesis_kwargs=narrow)
-    D = networks.Discriminator(0, 4, 1, **narrow)
+    small = {"channel_base": 8, "channel_max": 1}
+    short = {**small, "architecture": "orig"}
+    G = networks.Generator(1, 0, 1, 8, 1, mapping_kwargs={"num_layers": 1}, synthesis_kwargs=short)
+    D = networks.Discriminator(0, 8, 1, **short)
     files = {}
     for name, network in (("G_ema", G), ("D", D)):
         file = io.BytesIO()
         content = {"G": None, "D": None, "G_ema": None, "training_set_kwargs": {"path": "x"}, name: network}
         persistence.dump(content, file, source_of=lambda cls: "")
         files[name] = file.getvalue()
-    theirs = {"b4.conv": "4x4/Conv", "b4.fc": "4x4/Dense0", "b4.out": "Output"}
+    theirs = {"b4.conv": "4x4/Conv", "b4.fc": "4x4/Dense0", "b4.out": "Output", "b8.fromrgb": "8x8/FromRGB"}
+    theirs |= {"b8.conv0": "8x8/Conv0", "b8.conv1": "8x8/Conv1_down"}
     variables = []
     for name, tensor in D.state_dict().items():
         layer, kind = name.rsplit(".", 1)
         if layer in theirs and kind != "resample_filter":
             order = (2, 3, 1, 0) if tensor.ndim == 4 else tuple(reversed(range(tensor.ndim)))
             variables.append((f"{theirs[layer]}/{kind}", np.ascontiguousarray(tensor.numpy().transpose(order))))
-    options = {"resolution": 4, "num_channels": 1, "fmap_base": 2, "fmap_max": 1}
+    options = {"resolution": 8, "num_channels": 1, "fmap_base": 4, "fmap_max": 1, "architecture": "orig"}
     state = {"version": 4, "static_kwargs": options, "components": {}, "variables": variables}
     data = pickle.dumps((None, Network(state), None), 2)
-    files["TensorFlow"] = data.replace(f"c{__name__}\nPayload\n".encode(), NETWORK)
-    small = {"channel_base": 8, "channel_max": 1}
+    files["TensorFlow"] = data.replace(f"c{Payload.__module__}\nPayload\n".encode(), NETWORK)
     G = networks.Generator(1, 0, 1, 8, 3, mapping_kwargs={"num_layers": 1}, synthesis_kwargs=small)
     port.write(folder / "port.pt", models.Snapshot(None, None, G, None))
     checkpoint = torch.load(folder / "port.pt", weights_only=True)

@@ -6,7 +6,8 @@ from collections import OrderedDict
 import pytest
 import torch
 import torch.nn.functional as F
-from test_models_load import assert_equal_tensors, golden, network
+from golden_networks import golden, golden_network
+from test_models_load import assert_equal_tensors
 
 from gan import models, networks
 from gan.errors import GanError
@@ -131,13 +132,13 @@ def test_golden_networks_are_read(zipped, wrapped, tmp_path):
     snapshot = models.load(tmp_path / "550000.pt")
     assert snapshot.kind == "checkpoint of the PyTorch port"
     assert (snapshot.augment_p, snapshot.notes) == (0.25, ())
-    live, arrays = network("generator_uncond32")
+    live, arrays = golden_network("generator_uncond32")
     for G in (snapshot.G, snapshot.G_ema):
         assert_equal_tensors(G, live)
         img = G(arrays["z"], None, noise_mode="const")
         torch.testing.assert_close(img, arrays["img_const"], rtol=1e-4, atol=1e-4)
         assert (G.mapping.num_layers, G.mapping.fc0.bias_gain) == (2, 0.01)
-    live, arrays = network("discriminator_uncond32")
+    live, arrays = golden_network("discriminator_uncond32")
     assert_equal_tensors(snapshot.D, live)
     torch.testing.assert_close(snapshot.D(arrays["img"], None), arrays["logits"], rtol=1e-4, atol=1e-4)
 
@@ -148,7 +149,7 @@ def test_a_generator_alone_is_read(tmp_path):
         torch.save(content, tmp_path / f"{number}.pt")
         snapshot = models.load(tmp_path / f"{number}.pt")
         assert (snapshot.G, snapshot.D) == (None, None)
-        _, arrays = network("generator_uncond32")
+        _, arrays = golden_network("generator_uncond32")
         img = snapshot.G_ema(arrays["z"], None, noise_mode="const")
         torch.testing.assert_close(img, arrays["img_const"], rtol=1e-4, atol=1e-4)
         assert "mean latent was not stored" in snapshot.notes[0]
@@ -172,6 +173,23 @@ def test_noise_that_was_not_stored_is_drawn(tmp_path):
     assert "noise inputs were not stored" in first.notes[0]
     assert_equal_tensors(first.G_ema, second.G_ema)
     assert first.G_ema.synthesis.b32.conv1.noise_const.std() > 0.9
+
+
+def test_noise_is_drawn_for_images_of_a_bounded_size():
+    with pytest.raises(ValueError, match="noise inputs were not stored, and are not drawn for 4096x4096 pixels"):
+        port._noises({}, 4096)
+
+
+@pytest.mark.parametrize("p", [torch.tensor(1), torch.tensor([0.5]), 0])
+def test_single_numbers_may_have_any_shape_and_type(p, tmp_path):
+    g, _, latent_avg = golden_tensors()
+    usual = {"g_ema": g, "latent_avg": latent_avg}
+    torch.save(usual, tmp_path / "a.pt")
+    bare = {name: tensor.reshape(()) if name.endswith("noise.weight") else tensor for name, tensor in g.items()}
+    torch.save({**usual, "g_ema": bare, "ada_aug_p": p}, tmp_path / "b.pt")
+    first, second = models.load(tmp_path / "a.pt"), models.load(tmp_path / "b.pt")
+    assert_equal_tensors(second.G_ema, first.G_ema)
+    assert (first.augment_p, second.augment_p) == (None, float(p))
 
 
 def test_other_blur_kernels_become_our_filter(tmp_path):
@@ -207,7 +225,8 @@ UNEVEN = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
         (lambda: changed(convs__0__conv__blur__kernel=torch.ones(4)), r"kernels are of shape \[4\]"),
         (lambda: changed(conv1__noise__weight="text"), "is not a tensor"),
         (lambda: {**changed(), "latent_avg": torch.zeros(5)}, r"'mapping\.w_avg' has shape \[5\], not \[32\]"),
-        (lambda: {**changed(), "ada_aug_p": "much"}, "ada_aug_p: it is not a number"),
+        (lambda: {**changed(), "ada_aug_p": "much"}, "augmentation probability is 'much', not a number from 0 to 1"),
+        (lambda: {**changed(), "ada_aug_p": torch.tensor(7)}, "augmentation probability is 7"),
         (lambda: {"g_ema": Parts(golden_tensors()[0])}, r"g_ema: it is a whole 'test_port\.Parts'"),
         (lambda: {"g_ema": {"weight": torch.zeros(2)}}, "not named like those of a StyleGAN2 generator"),
         (lambda: {"d": {"weight": torch.zeros(2)}}, "not named like those of a StyleGAN2 discriminator"),

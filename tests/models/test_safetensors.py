@@ -62,6 +62,20 @@ def test_only_matrices_are_halved(tmp_path: Path) -> None:
     assert config["fp16"] is True
 
 
+def test_every_tensor_begins_where_memory_maps_want_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    tensors = {"a": torch.ones(1, 3).half(), "b": torch.ones(2), "c": torch.ones([]), "d": torch.ones(0, 3)}
+    for length in range(1, 9):  # headers of all lengths
+        safetensors_file._save(path, tensors, {"x": "x" * length})
+        content = path.read_bytes()
+        (size,) = struct.unpack("<Q", content[:8])
+        header = json.loads(content[8 : 8 + size])
+        assert size % 8 == 0
+        assert all(header[name]["data_offsets"][0] % tensors[name].element_size() == 0 for name in tensors)
+        opened = safetensors.torch.load_file(path)
+        assert all(torch.equal(opened[name], tensors[name]) for name in tensors)
+
+
 def test_one_network_in_two_places_is_written_twice(tmp_path: Path) -> None:
     G = tiny_snapshot().G
     opened = models.load(write(tmp_path / "a.safetensors", G=G, G_ema=G))
@@ -105,8 +119,8 @@ CHANGES = {
         lambda t, c: c["networks"]["G_ema"].update({"class": "Discriminator"}),
         "its metadata is damaged",
     ),
-    "bad p": (lambda t, c: {**c, "augment_p": "much"}, "its metadata is damaged"),
-    "p out of range": (lambda t, c: {**c, "augment_p": 2}, "its metadata is damaged"),
+    "bad p": (lambda t, c: {**c, "augment_p": "much"}, "its augmentation probability is 'much'"),
+    "huge p": (lambda t, c: {**c, "augment_p": 10**400}, "its augmentation probability is 1"),
     "unknown option": (
         lambda t, c: c["networks"]["G_ema"]["kwargs"].update(x=1),
         "it cannot be built from its options",
@@ -149,6 +163,28 @@ def test_what_only_begins_like_one_is_refused(content: bytes, tmp_path: Path) ->
     (tmp_path / "a.safetensors").write_bytes(content)
     with pytest.raises(GanError, match=r"a\.safetensors: it"):
         models.load(tmp_path / "a.safetensors")
+
+
+def test_a_size_beyond_all_numbers_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors")
+    header = {
+        "__metadata__": {"config": json.dumps(parts(path)[1])},
+        "G_ema.x": {"dtype": "F32", "shape": [0, 2**63], "data_offsets": [0, 0]},
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(GanError, match=r"its tensor 'G_ema\.x' is larger than any that is known"):
+        models.load(path)
+
+
+def test_a_header_is_read_up_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.safetensors")
+    (size,) = struct.unpack("<Q", path.read_bytes()[:8])
+    monkeypatch.setattr(safetensors_file, "_MAX_HEADER", size)
+    assert models.load(path).G_ema is not None
+    monkeypatch.setattr(safetensors_file, "_MAX_HEADER", size - 1)
+    with pytest.raises(GanError, match="its header is too large"):
+        models.load(path)
 
 
 def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def test_sizes_that_are_no_squares_of_a_power_of_two() -> None:
     other = Moved({"size": [16, 24]}, {"size": 16})
     assert other.kinds("G")["synthesis.b4.const"] == NEW
     assert other.kinds("D")["b4.fc.weight"] == NEW
+    assert other.kinds("G")["synthesis.b8.conv0.noise_const"] == NEW
     assert other.kinds("G")["synthesis.b8.conv0.weight"] == LOADED
 
 
@@ -148,11 +149,14 @@ def large_and_small(D: Discriminator) -> tuple[torch.Tensor, torch.Tensor]:
     return large, upfirdn2d.downsample2d(large, D.b8.resample_filter)
 
 
-def test_a_larger_discriminator_judges_the_picture_made_smaller() -> None:
-    moved = Moved({"most": 8, "architecture": "skip"}, {"size": 32})
+@pytest.mark.parametrize("most", [8, 4])  # the level on top is narrower, or as wide as the last
+def test_a_larger_discriminator_judges_the_picture_made_smaller(most: int) -> None:
+    moved = Moved({"most": most, "architecture": "skip"}, {"size": 32})
     large, small = large_and_small(moved.D)
     near(*moved.logits(small, large))
-    assert moved.kinds("D")["b32.conv0.weight"] == NEW
+    kinds = moved.kinds("D")
+    assert (kinds["b32.conv0.weight"], kinds["b32.fromrgb.weight"]) == (NEW, NEW)
+    assert kinds["b16.fromrgb.weight"] == LOADED
 
 
 @pytest.mark.parametrize("architecture", ["resnet", "orig"])
@@ -169,6 +173,28 @@ def test_new_levels_of_other_widths_hand_on_the_picture(architecture: str, after
     while small.shape[2] > 16:
         small = upfirdn2d.downsample2d(small, moved.D.b8.resample_filter)
     near(*moved.logits(recoloured(small, 3), large), 2e-3 if "most" in after else 1e-9)
+
+
+def test_new_levels_of_the_same_width_hand_on_the_picture_where_nothing_else_does() -> None:
+    moved = Moved({"most": 8, "base": 256, "architecture": "orig"}, {"size": 32})
+    large, small = large_and_small(moved.D)
+    near(*moved.logits(small, large))
+    assert moved.kinds("D")["b32.conv1.weight"] == ADAPTED
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"most": 16, "base": 256}, {"block_kwargs": {"activation": "relu"}}),
+        ({"most": 16, "base": 256, "block_kwargs": {"activation": "relu"}}, {"block_kwargs": {}}),
+        ({"most": 16, "base": 128}, {}),  # fewer channels than x and -x need
+    ],
+    ids=str,
+)
+def test_new_levels_that_cannot_hand_on_the_picture_are_new(before: dict[str, Any], after: dict[str, Any]) -> None:
+    moved = Moved({"architecture": "orig", **before}, {"size": 32, **after})
+    assert moved.kinds("D")["b32.conv1.weight"] == NEW
+    assert moved.kinds("D")["b16.fromrgb.weight"] == LEFT_OUT
 
 
 def test_the_new_level_of_a_residual_discriminator_hands_on_half_the_size() -> None:
@@ -209,8 +235,30 @@ def test_classes_keep_what_was_learned_under_their_name() -> None:
     order = Moved({"c_dim": 2}, {}, (["ant", "bee"], ["bee", "ant"]))
     near(*order.fakes(0, 1))
     assert not order.report.whole
-    assert Moved({"c_dim": 2}, {}, (["ant", "bee"], ["one", "two"])).report.whole  # renamed, as far as one can tell
-    assert Moved({"c_dim": 2}, {"c_dim": 3}).kinds("G")["mapping.embed.weight"] == NEW
+
+
+def why(names: Sequence[Sequence[str]], num_stored: int = 2, num_here: int = 2) -> Fate:
+    moved = Moved({"c_dim": num_stored}, {"c_dim": num_here}, names)
+    return next(fate for fate in moved.report.fates["D"] if fate.name == "mapping.embed.weight")
+
+
+def test_classes_without_a_name_in_common_are_taken_by_position_and_that_is_told() -> None:
+    moved = Moved({"c_dim": 2}, {}, (["ant", "bee"], ["one", "two"]))
+    near(*moved.fakes(1, 1))
+    assert moved.kinds("G")["mapping.embed.weight"] == ADAPTED
+    assert why((["ant", "bee"], ["one", "two"])).why == "by position: ant -> one, bee -> two"
+    assert why(("abcd", "efgh"), 4, 4).why == "by position: a -> e, b -> f, c -> g, ..."
+    for names in ((["ant", "bee"], ()), ((), ["one", "two"]), ((), ())):
+        assert why(names).kind == LOADED
+
+
+def test_classes_that_are_not_found_are_new_with_the_reason() -> None:
+    assert why((["ant", "bee"], "xyz"), 2, 3) == Fate(
+        "mapping.embed.weight", NEW, "none of its classes is one of the dataset"
+    )
+    assert why(((), "xyz"), 2, 3).why == "the file does not name its 2 classes"
+    assert why(("xy", ()), 2, 3).why == "the dataset does not name its 3 classes"
+    assert why(((), ()), 2, 3).kind == NEW
 
 
 LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
@@ -261,20 +309,22 @@ def test_wider_networks_compute_the_same(after: dict[str, int], tolerance: float
     assert set(moved.report.counts) <= {LOADED, ADAPTED}
 
 
-def test_all_channels_of_wider_networks_can_learn() -> None:
+@pytest.mark.parametrize("mapping", [{"num_layers": 2}, {"num_layers": 2, "layer_features": 8}], ids=str)  # of D
+def test_all_channels_of_wider_networks_can_learn(mapping: dict[str, int]) -> None:
     """In the second step at the latest, when what reads them has moved away from 0."""
-    moved = Moved({}, {"most": 16, "base": 256})
+    moved = Moved({"c_dim": 2, "mapping_kwargs": mapping}, {"most": 16, "base": 256})
+    labels = torch.eye(2, dtype=torch.float64)[[0, 1, 0, 1]]
     for network in (moved.G, moved.D):
         network.requires_grad_(True)
         optimiser = torch.optim.SGD(network.parameters(), lr=0.01)
         for _ in range(2):
             optimiser.zero_grad()
             z = torch.randn([N, 8], dtype=torch.float64)
-            output = network(z) if isinstance(network, Generator) else network(pictures(3))
+            output = network(z, labels) if isinstance(network, Generator) else network(pictures(3), labels)
             output.square().sum().backward()
             optimiser.step()
         for name, parameter in network.named_parameters():
-            if parameter.ndim == 4:
+            if parameter.ndim == 4 or (name.startswith("mapping") and parameter.ndim == 2):
                 assert parameter.grad is not None
                 assert (parameter.grad.flatten(1).abs().amax(dim=1) > 0).all(), name
 
@@ -291,13 +341,21 @@ def test_narrower_networks_keep_the_first_channels() -> None:
     assert moved.logits(pictures(3), pictures(3))[1].isfinite().all()
 
 
-def test_wider_conditional_discriminators_judge_nearly_the_same() -> None:
-    moved = Moved({"c_dim": 2}, {"most": 16})
+@pytest.mark.parametrize("most", [16, 48])
+def test_wider_conditional_discriminators_judge_the_same(most: int) -> None:
+    before = {"c_dim": 2, "base": 512, "epilogue_kwargs": {"mbstd_num_channels": 0}}  # which is not quite the same
+    moved = Moved(before, {"most": most})
     near(*moved.fakes())
     images = pictures(3)
-    old, new = moved.logits(images, images)
-    near(old, new, 0.1)
+    near(*moved.logits(images, images), 1e-6)  # the normalisation adds 1e-8 to a mean square
     assert moved.report.counts[NEW] == 0
+
+
+def test_filters_of_another_length_and_other_numbers_of_deviations_are_new() -> None:
+    shorter = Moved({}, {"most": 16, "block_kwargs": {"resample_filter": [1, 2, 1]}})
+    assert shorter.kinds("D")["b16.conv1.resample_filter"] == NEW
+    deviations = Moved({}, {"most": 16, "epilogue_kwargs": {"mbstd_num_channels": 2}})
+    assert deviations.kinds("D")["b4.conv.weight"] == NEW
 
 
 def test_freeze_d_and_other_gains() -> None:

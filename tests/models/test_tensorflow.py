@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from test_models_load import DISCRIMINATORS, GENERATORS, golden, network
+from golden_networks import DISCRIMINATORS, GENERATORS, golden, golden_network
 
 from gan import models
 from gan.errors import GanError
@@ -175,10 +175,10 @@ def conditional(name):
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("name", GENERATORS)
 def test_golden_generators_are_read(name, protocol, tmp_path):
-    live, arrays = network(name)
+    live, arrays = golden_network(name)
     stored = generator(name)
     snapshot = models.load(written(tmp_path / "a.pkl", G=stored, Gs=stored, protocol=protocol))
-    assert snapshot.kind == "snapshot (TensorFlow generation)"
+    assert snapshot.kind == "snapshot of the TensorFlow generation"
     assert snapshot.D is None
     assert snapshot.augment_p is None
     assert snapshot.notes == ()
@@ -195,7 +195,7 @@ def test_golden_generators_are_read(name, protocol, tmp_path):
 
 @pytest.mark.parametrize("name", DISCRIMINATORS)
 def test_golden_discriminators_are_read(name, tmp_path):
-    live, arrays = network(name)
+    live, arrays = golden_network(name)
     snapshot = models.load(written(tmp_path / "a.pkl", D=discriminator(name, **conditional(name))))
     opened, expected = snapshot.D.state_dict(), live.state_dict()
     assert opened.keys() == expected.keys()
@@ -250,8 +250,8 @@ def test_defaults_are_those_of_that_time(tmp_path):
     judge += [("8x8/Skip/weight", array(1, 1, 2, 2)), *layer("4x4/Conv", 3, 3, 3, 2), *layer("4x4/Dense0", 32, 2)]
     judge += [*layer("Output", 2, 2), *layer("LabelEmbed", 5, 2)]
     D = Network({"resolution": 8, "fmap_max": 2, "label_size": 5}, judge)
-    snapshot = models.load(written(tmp_path / "a.pkl", G, D))
-    G, D = snapshot.G, snapshot.D
+    G = models.load(written(tmp_path / "g.pkl", G)).G
+    D = models.load(written(tmp_path / "d.pkl", D=D)).D
     assert (G.z_dim, G.c_dim, G.w_dim, G.mapping.num_layers, G.mapping.w_avg_beta) == (512, 0, 512, 8, 0.995)
     assert G.mapping.fc7.bias_gain == 0.01
     assert G._init_kwargs["synthesis_kwargs"]["channel_base"] == D._init_kwargs["channel_base"] == 32768
@@ -282,7 +282,7 @@ def test_layers_of_progressive_growing_are_left_out(tmp_path):
     snapshot = models.load(written(tmp_path / "a.pkl", G, D))
     assert snapshot.G.synthesis.b4.architecture == snapshot.D.b4.architecture == "orig"
     assert [note.split()[1] for note in snapshot.notes] == ["ToRGB", "FromRGB"]
-    _, arrays = network("generator_orig16")
+    _, arrays = golden_network("generator_orig16")
     img = snapshot.G(arrays["z"], None, noise_mode="const")
     torch.testing.assert_close(img, arrays["img_const"], rtol=1e-4, atol=1e-4)
 

@@ -13,7 +13,7 @@ from gan.config import DataInfo, TrainConfig, TrainOptions, resolve
 from gan.errors import GanError, UsageError
 from gan.models.rebuild import ShapesOnly
 from gan.models.snapshot import Snapshot
-from gan.models.transfer import plan_transfer, source_info, transfer
+from gan.models.transfer import frozen_but_new, plan_transfer, source_info, transfer
 from gan.networks import Discriminator, Generator
 
 ALL = ("G", "D", "G_ema")
@@ -55,7 +55,6 @@ def test_everything_is_copied_and_one_line_says_so() -> None:
     assert torch.equal(flat, there["G"].mapping.fc0.weight.flatten())  # in place
     assert all(p.requires_grad for p in here["G"].parameters())
     assert report.whole
-    assert report.loaded == len(state(here))
     assert report.lines() == [f"from a.pkl, a kind: all {len(state(here))} tensors loaded"]
     assert report.listing()[0].split() == ["G.synthesis.b4.const", "loaded"]
 
@@ -139,8 +138,33 @@ def test_classes_of_other_names_are_told() -> None:
     source, here = snapshot(networks(c_dim=2), ["ant", "bee"]), networks(c_dim=2)
     with pytest.raises(GanError, match="its classes are ant, bee; or"):
         transfer(source, **here, class_names=["bee", "cat"])
+    with pytest.raises(GanError, match="its classes are ant, bee; or"):
+        transfer(source, **here, class_names=["one", "two"])
     for odd in ([1, 2], "ab", {"ant": 1}, ["ant"]):  # whatever strangers write
         assert plan_transfer(snapshot(networks(c_dim=2), odd), **here, class_names=["bee", "cat"]).whole  # type: ignore[arg-type]
+
+
+def test_other_numbers_of_classes_are_told_without_advising_what_is_the_case() -> None:
+    refusal = plan_transfer(snapshot(networks(c_dim=5)), **networks(c_dim=2)).refusal
+    assert "): it was trained on labels of 5 numbers, the dataset's have 2; or" in refusal
+    assert "use --cond=1" in plan_transfer(snapshot(networks(c_dim=5)), **networks()).refusal
+
+
+def test_what_a_stranger_named_does_not_reach_the_terminal_as_it_is() -> None:
+    names = ["\x1b[31mred", "b\ne"]
+    report = plan_transfer(snapshot(networks(c_dim=2), names), **networks(c_dim=2), class_names=["one", "two"])
+    lines = [*report.lines(), *report.listing()]
+    assert any("by position: ?[31mred -> one, b?e -> two" in line for line in lines)
+    assert all(line.isprintable() for line in lines)
+
+
+def test_frozen_layers_of_which_the_file_has_none_are_named() -> None:
+    frozen = {"block_kwargs": {"freeze_layers": 3}}
+    here = networks(D=frozen)
+    assert frozen_but_new(plan_transfer(snapshot(networks()), **here), here["D"]) == ""
+    here = networks(size=32, D=frozen)
+    new = frozen_but_new(plan_transfer(snapshot(networks()), **here), here["D"])
+    assert new == "b32.fromrgb, b32.conv0, b32.conv1"
 
 
 DATA = DataInfo("x.zip", "x", 100, 16, 16, 3)

@@ -108,6 +108,30 @@ def test_a_run_stopped_before_its_first_state_begins_anew_in_its_folder(tiny_dat
     assert_same(whole, run_dir)
 
 
+def test_a_run_that_begins_anew_needs_its_file_from_whatever_folder(
+    tiny_dataset: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(whole / "network-snapshot-000001.pkl", "net.pkl")
+    with after_step(1, lambda: (_ for _ in ()).throw(KeyboardInterrupt)):
+        _, run_dir = new_run(tiny_dataset, "--resume", "net.pkl")
+    run_dir, elsewhere = run_dir.absolute(), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    result = run_train("--resume", run_dir, "--dry-run")
+    assert result.exit_code == 0
+    assert f"the run has no training state yet: it begins anew from {tmp_path / 'net.pkl'}" in result.output
+    (tmp_path / "net.pkl").rename("net.pkl")
+    for arguments in (["--dry-run"], []):
+        result = run_train("--resume", run_dir, *arguments)
+        assert result.exit_code == 1
+        assert f"error: {tmp_path / 'net.pkl'}: no such file; the run was stopped before its first" in result.output
+        assert f"or start again with --data {tiny_dataset} --resume FILE" in result.output
+    Path("net.pkl").rename(tmp_path / "net.pkl")
+    result = run_train("--resume", run_dir)
+    assert result.exit_code == 0, result.output
+    assert f"Weights:   from {tmp_path / 'net.pkl'}" in result.output
+
+
 @pytest.mark.parametrize("sign", ["a later snapshot", "a long time"])
 def test_states_that_are_gone_are_not_mistaken_for_a_beginning(sign: str, finished: Path) -> None:
     for path in finished.glob("training-state*.pt"):
@@ -116,9 +140,10 @@ def test_states_that_are_gone_are_not_mistaken_for_a_beginning(sign: str, finish
         (finished / "network-snapshot-000001.pkl").unlink()
         tick = {name: {"mean": value} for name, value in (("Progress/kimg", 1), ("Timing/total_sec", 700))}
         (finished / "stats.jsonl").write_text(json.dumps(tick) + "\n")
-    result = run_train("--resume")
-    assert result.exit_code == 1
-    assert "its training states are gone" in result.output
+    for arguments in (["--dry-run"], []):
+        result = run_train("--resume", *arguments)
+        assert result.exit_code == 1
+        assert "its training states are gone" in result.output
 
 
 def test_another_division_of_the_batch_goes_on_from_everything(tiny_dataset: Path) -> None:

@@ -19,6 +19,7 @@ from gan.data.sources.base import ArraySource, Header
 from gan.data.sources.compressed import damaged, unpacked
 from gan.data.sources.plain_pickle import load_plain
 from gan.errors import GanError, printable
+from torch_utils.stored_array import StoredArray
 
 MAX_TAR = 400_000_000  # bytes unpacked; CIFAR has 180 MB
 MAX_MEMBERS = 100  # of a tar that are looked at
@@ -107,9 +108,11 @@ def _read_cifar(name: str) -> _Cifar:
 def _read_batch(batch: Any) -> tuple[np.ndarray, list[Any]]:
     """Images uint8 [N, 32, 32, 3] and labels of a batch. Raises ValueError if it is none."""
     values = batch if isinstance(batch, dict) else {}
-    images = getattr(values.get("data"), "filled", None)
-    labels = values.get("labels", values.get("fine_labels"))
-    if images is None or images.ndim != 2 or images.shape[1] != 3 * 32 * 32 or not isinstance(labels, list):
+    stored, labels = values.get("data"), values.get("labels", values.get("fine_labels"))
+    if not isinstance(stored, StoredArray) or not isinstance(labels, list):
+        raise ValueError("it does not hold images of 32x32 with labels")
+    images = np.asarray(stored)
+    if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3 * 32 * 32:
         raise ValueError("it does not hold images of 32x32 with labels")
     if any(type(label) is not int for label in labels):
         raise ValueError("its labels are not whole numbers")

@@ -17,40 +17,40 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gan.errors import GanError, one_line
+from gan.errors import one_line
 from gan.models import embedded_networks
+from gan.models.comparison import Images
 from gan.networks import Generator
 
 if TYPE_CHECKING:
     import onnx
 
-NOISE = ("const", "input")
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")  # written with the first two, checked with the third
 _OPSET = 18  # of ONNX's operators, of the end of 2022: what the exporter of PyTorch 2.11 begins with
 _MAX_BYTES = 2**31 - 2**20  # a protobuf message, which such a file is, ends there
 
 
-def write(path: Path, G: Generator, noise: str, class_names: Sequence[str] = ()) -> None:
+def write(path: Path, G: Generator, noise_input: bool, class_names: Sequence[str] = ()) -> None:
     """Write a generator, in float32, to `path`.
 
     Args:
-        noise: 'const' has the stored noise in the file, 'input' takes it as an input.
+        noise_input: the file takes the noise as an input; otherwise the stored noise is in it.
         class_names: of the labels, for the metadata.
 
-    Raises GanError if PyTorch cannot export it, or it is too large.
+    Raises ValueError if PyTorch cannot export it, or it is too large.
     """
     import onnx
 
     if sum(tensor.numel() * 4 for tensor in G.state_dict().values()) > _MAX_BYTES:
-        raise GanError(f"{path}: an .onnx holds 2 GB at most, and this network is larger; choose another format")
+        raise ValueError("an .onnx holds 2 GB at most, and this network is larger; choose another format")
     try:
         with _silent():
-            model = _export(G, noise)
+            model = _export(G, noise_input)
             model.producer_name, model.producer_version = "stylegan2-ada-trainer", ""
-            onnx.helper.set_model_props(model, _metadata(G, noise, class_names))
+            onnx.helper.set_model_props(model, _metadata(G, noise_input, class_names))
             onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # the exporter fails in any way there is
-        raise GanError(f"{path}: PyTorch {torch.__version__} could not export it as ONNX ({_reason(error)})") from error
+        raise ValueError(f"PyTorch {torch.__version__} could not export it as ONNX ({_reason(error)})") from error
     path.write_bytes(model.SerializeToString())
 
 
@@ -60,22 +60,36 @@ def noise_layers(G: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffer for name, buffer in synthesis.named_buffers() if name.endswith(".noise_const")}
 
 
-class Session:
-    """A written file, computed by onnxruntime on the CPU."""
+def images(path: Path, G: Generator) -> Images:
+    """The images of a written file with the noise of G, computed by onnxruntime on the CPU.
 
-    def __init__(self, path: Path) -> None:
-        import onnxruntime
+    It and what it returns raise ValueError if onnxruntime cannot.
+    """
+    import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = torch.get_num_threads()
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    consts = noise_layers(G).values()
+    noise = torch.cat([const.flatten() for const in consts]) if consts else torch.zeros([0])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = torch.get_num_threads()
+    with _understood():
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def __call__(self, z: torch.Tensor, c: torch.Tensor, psi: float, noise: torch.Tensor) -> torch.Tensor:
-        """Images of z `[N, z_dim]`; of the others, those that the file takes: c `[N, c_dim]`, noise `[num_noise]`."""
+    def compute(z: torch.Tensor, c: torch.Tensor, psi: float) -> torch.Tensor:
         values = {"z": z, "c": c, "truncation_psi": torch.tensor(psi), "noise": noise.expand(len(z), -1)}
-        feed = {entry.name: values[entry.name].float().numpy() for entry in self._session.get_inputs()}
-        return torch.from_numpy(self._session.run(["img"], feed)[0])
+        with _understood():
+            feed = {entry.name: values[entry.name].float().numpy() for entry in session.get_inputs()}
+            return torch.from_numpy(session.run(["img"], feed)[0])
+
+    return compute
+
+
+@contextlib.contextmanager
+def _understood() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # onnxruntime has errors of its own
+        raise ValueError(f"onnxruntime cannot compute it: {one_line(error)}") from error
 
 
 class _Exported(torch.nn.Module):
@@ -99,7 +113,7 @@ class _Exported(torch.nn.Module):
         return images
 
 
-def _export(G: Any, noise: str) -> onnx.ModelProto:
+def _export(G: Any, noise_input: bool) -> onnx.ModelProto:
     plain = embedded_networks.Generator(*G._init_args, **G._init_kwargs)
     plain.load_state_dict(G.state_dict())
     inputs = {"z": torch.zeros([2, G.z_dim])}
@@ -108,7 +122,7 @@ def _export(G: Any, noise: str) -> onnx.ModelProto:
     if G.mapping.w_avg_beta is not None:
         inputs["truncation_psi"] = torch.tensor(0.5)
     consts = noise_layers(G)
-    if noise == "input" and consts:
+    if noise_input and consts:
         inputs["noise"] = torch.zeros([2, sum(const.numel() for const in consts.values())])
     batch = torch.export.Dim("N")
     program: Any = torch.onnx.export(
@@ -128,7 +142,7 @@ def _export(G: Any, noise: str) -> onnx.ModelProto:
     return model
 
 
-def _metadata(G: Generator, noise: str, class_names: Sequence[str]) -> dict[str, str]:
+def _metadata(G: Generator, noise_input: bool, class_names: Sequence[str]) -> dict[str, str]:
     height, width = G.img_size
     content: dict[str, object] = {
         "img": f"[N, {G.img_channels}, {height}, {width}], about -1 (black) to 1 (white)",
@@ -142,8 +156,8 @@ def _metadata(G: Generator, noise: str, class_names: Sequence[str]) -> dict[str,
         content["class_names"] = list(class_names)
     if G.mapping.w_avg_beta is not None:
         content["truncation_psi"] = "a number, 1 for the whole variety, less for safer pictures"
-    content["noise"] = noise
-    if noise == "input":
+    content["noise"] = "input" if noise_input else "const"
+    if noise_input:
         layers = [[name.removesuffix(".noise_const"), *const.shape] for name, const in noise_layers(G).items()]
         content["noise_layers"] = layers  # of each its name, height and width
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in content.items()}

@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 import torch
 
 from gan.errors import GanError
-from gan.models.description import Contents, Description
-from gan.models.rebuild import MAX_TENSORS, build, cut, listed, with_filters
+from gan.models.description import MAX_TENSORS, Contents, Description
+from gan.models.rebuild import build, with_filters
 from gan.models.snapshot import Snapshot
+from gan.models.wording import cut, listed
 from gan.networks import Discriminator, Generator, MappingNetwork
 from torch_utils.ops import upfirdn2d
+from torch_utils.pickle_writer import halved
 from torch_utils.safe_pickle import Opaque, StoredTensor, check_sizes
 
 _FILTER = (1.0, 3.0, 3.0, 1.0)
@@ -29,7 +31,7 @@ _LR_MULTIPLIER = 0.01
 _MBSTD_GROUP = 4
 _MEAN_LATENTS = 10_000
 _MAX_MAPPING_WEIGHTS = 2**24  # that the mean latent is computed with; eight layers of 512 have 2**21
-_MAX_RESOLUTION = 4096  # for which noise is drawn
+_MAX_DRAWN = 2048  # pixels of the side of images for which noise is drawn
 _OWN_MULTIPLIERS = (1, 2)  # of the widths that its program builds
 
 _Tensors = Mapping[str, StoredTensor | torch.Tensor]
@@ -58,6 +60,8 @@ def read(content: dict[Any, Any]) -> Contents:
     """
     if not _holds_networks(content):
         content = {"g_ema": content}
+    parts = [content[key] for key in ("g", "d", "g_ema") if isinstance(content.get(key), dict)]
+    check_sizes(tensor for part in parts for tensor in part.values() if isinstance(tensor, StoredTensor))
     notes: list[str] = []
     found = {}
     for key, name in (("g", "G"), ("d", "D"), ("g_ema", "G_ema")):
@@ -68,11 +72,10 @@ def read(content: dict[Any, Any]) -> Contents:
                 found[name] = describe(tensors, content, notes)
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from error
-    p = content.get("ada_aug_p")
     return Contents(
         kind="checkpoint of the PyTorch port",
         networks=found,
-        augment_p=None if p is None else _number(p),
+        augment_p=_number(content.get("ada_aug_p")),
         notes=tuple(dict.fromkeys(notes)),
     )
 
@@ -82,9 +85,7 @@ def write(path: Path, snapshot: Snapshot, half: bool = False) -> list[str]:
 
     Returns what the layout cannot carry and can do without. Raises GanError if it cannot carry a network.
     """
-    generator = snapshot.generator
-    if generator is None:
-        raise GanError(f"{snapshot.source}: holds no generator, which a checkpoint of the PyTorch port is made of")
+    generator = snapshot.require_generator()
     notes: list[str] = []
     networks: dict[str, Generator | Discriminator | None] = {"g": snapshot.G, "d": snapshot.D, "g_ema": generator}
     content: dict[str, Any] = {}
@@ -97,13 +98,10 @@ def write(path: Path, snapshot: Snapshot, half: bool = False) -> list[str]:
             content[key] = _port_tensors(network, half)
     if snapshot.G_ema is None:
         notes.append("its g_ema is G, as there is no moving average")
-    means = [network.state_dict().get("mapping.w_avg") for network in (snapshot.G, generator) if network is not None]
-    if means[-1] is None:
-        notes.append("there is no mean latent (w_avg) to write")
-    else:
-        content["latent_avg"] = means[-1].detach().float().cpu().clone()
-        if means[0] is not None and not torch.equal(means[0], means[-1]):
-            notes.append("there is one mean latent (w_avg) in such a file: G gets that of G_ema")
+    means = [network.mapping.w_avg for network in (snapshot.G, generator) if network is not None]
+    content["latent_avg"] = means[-1].detach().float().cpu().clone()
+    if not torch.equal(means[0], means[-1]):
+        notes.append("there is one mean latent (w_avg) in such a file: G gets that of G_ema")
     if snapshot.augment_p is not None:
         content["ada_aug_p"] = float(snapshot.augment_p)
     torch.save(content, path)
@@ -125,7 +123,6 @@ def _state_dict(stored: object) -> dict[str, StoredTensor]:
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, StoredTensor):
             raise ValueError(f"its {cut(name, 80) if isinstance(name, str) else 'content'!r} is not a tensor")
-    check_sizes(tensors.values())
     return tensors
 
 
@@ -253,7 +250,7 @@ def _renamed(tensors: _Tensors, places: Mapping[str, _Place]) -> dict[str, Store
             problems.append(f"{place.name!r} is missing")
             continue
         stored = tensors[place.name]
-        shape = tuple(stored.shape)
+        shape = tuple(stored.shape) or (1,) * (place.before + place.after)  # of a single number either will do
         inner = shape[place.before : len(shape) - place.after]
         if shape != (1,) * place.before + inner + (1,) * place.after:
             problems.append(f"{place.name!r} has shape {list(shape)}")
@@ -270,8 +267,11 @@ def _renamed(tensors: _Tensors, places: Mapping[str, _Place]) -> dict[str, Store
 def _noises(places: Mapping[str, _Place], resolution: int) -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(0)
     sizes = {name: int(name.split(".")[1][1:]) for name in places if name.endswith("noise_const")}
-    if resolution > _MAX_RESOLUTION:
-        raise ValueError(f"images of {resolution}x{resolution} pixels are too large")
+    if resolution > _MAX_DRAWN:
+        raise ValueError(
+            f"its noise inputs were not stored, and are not drawn for {resolution}x{resolution} pixels: "
+            f"more than {_MAX_DRAWN}x{_MAX_DRAWN}"
+        )
     return {places[name].name: torch.randn([1, 1, size, size], generator=random) for name, size in sizes.items()}
 
 
@@ -287,13 +287,9 @@ def _mean_latent(tensors: _Tensors, kwargs: Mapping[str, Any]) -> torch.Tensor:
     return torch.stack([mapping(z, None).mean(dim=0) for z in latents.split(1000)]).mean(dim=0)
 
 
-def _number(stored: object) -> float:
-    value = stored.tensor() if isinstance(stored, StoredTensor) and stored.shape in ((), (1,)) else stored
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
-        return value.item()
-    if isinstance(value, (int, float)):
-        return float(value)
-    raise ValueError("ada_aug_p: it is not a number")
+def _number(stored: object) -> Any:
+    """What a tensor of one number holds; anything else as it is."""
+    return stored.tensor().item() if isinstance(stored, StoredTensor) and stored.shape in ((), (1,)) else stored
 
 
 def _generator_places(resolution: int, depth: int) -> Iterator[tuple[str, _Place]]:
@@ -414,6 +410,14 @@ def _losses(network: Generator | Discriminator) -> list[str]:
     return notes
 
 
+def without_clamp(network: torch.nn.Module) -> None:
+    """Take from a network what changes pictures and the layout does not carry."""
+    modules: list[Any] = list(network.modules())
+    for module in modules:
+        if getattr(module, "conv_clamp", None) is not None:
+            module.conv_clamp = None
+
+
 def _port_tensors(network: Generator | Discriminator, half: bool) -> dict[str, torch.Tensor]:
     ours = network.state_dict()
     resolution = network.img_size[0]
@@ -426,11 +430,5 @@ def _port_tensors(network: Generator | Discriminator, half: bool) -> dict[str, t
         tensor = ours[name].detach().cpu().float() * place.gain
         shape = (1,) * place.before + tuple(tensor.shape) + (1,) * place.after
         tensor = tensor.contiguous().reshape(shape)
-        tensors[place.name] = _halved(tensor) if half else tensor
+        tensors[place.name] = halved(tensor) if half else tensor
     return tensors
-
-
-def _halved(tensor: torch.Tensor) -> torch.Tensor:
-    """As float16 if it is a matrix or more, and fits."""
-    half = tensor.half()
-    return half if tensor.ndim > 1 and bool(half.isfinite().all()) else tensor

@@ -6,7 +6,6 @@ network is and the arguments of its constructor. The same JSON lies beside the f
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,16 +14,18 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from gan.models.description import Contents, Description
-from gan.models.rebuild import MAX_TENSORS, cut
+from gan.models.description import MAX_TENSORS, Contents, Description
 from gan.models.snapshot import Snapshot
+from gan.models.wording import cut
 from gan.networks import Discriminator, Generator
 from torch_utils import persistence
+from torch_utils.pickle_writer import halved
 
 LIBRARIES = ("safetensors",)
 _FORMAT, _VERSION = "stylegan2-ada-trainer", 1
 _CLASSES: dict[str, type[torch.nn.Module]] = {"G": Generator, "D": Discriminator, "G_ema": Generator}
-_DTYPES = ("F32", "F16", "BF16")
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_MAX_SIZE = 2**40  # of a dimension
 _MAX_HEADER, _MAX_CONFIG = 2**24, 2**23  # bytes; with all networks for 1024 pixels it has 60 and 2 thousand
 
 
@@ -33,16 +34,14 @@ def write(path: Path, snapshot: Snapshot, half: bool = False) -> list[str]:
 
     Returns notes of what the file cannot carry.
     """
-    from safetensors.torch import save_file
-
     tensors = {}
-    for name, network in _networks(snapshot).items():
+    for name, network in snapshot.networks.items():
         for key, tensor in network.state_dict().items():
-            stored = _halved(tensor) if half else tensor.float()
-            tensors[f"{name}.{key}"] = stored.clone(memory_format=torch.contiguous_format)  # of G and G_ema, if one
+            tensors[f"{name}.{key}"] = (halved(tensor) if half else tensor.float()).cpu().contiguous()
     config, left_out = _config(snapshot, half)
-    save_file(tensors, str(path), metadata={"format": "pt", "config": json.dumps(config)})
-    return [f"training_set_kwargs: {', '.join(left_out)} left out, no plain values"] if left_out else []
+    _save(path, tensors, {"format": "pt", "config": json.dumps(config)})
+    named = cut(", ".join(map(str, left_out)), 200)
+    return [f"training_set_kwargs: {named} left out, no plain values"] if left_out else []
 
 
 def config_text(snapshot: Snapshot, half: bool = False) -> str:
@@ -72,8 +71,12 @@ def read(path: str) -> Contents:
             if len(names) > MAX_TENSORS * len(_CLASSES):
                 raise ValueError(f"it holds {len(names)} tensors")
             for name in names:
-                if (dtype := opened.get_slice(name).get_dtype()) not in _DTYPES:
-                    raise ValueError(f"its tensor {cut(name, 80)!r} is {dtype}, not one of {', '.join(_DTYPES)}")
+                stored = opened.get_slice(name)
+                if (dtype := stored.get_dtype()) not in _DTYPES.values():
+                    known = ", ".join(_DTYPES.values())
+                    raise ValueError(f"its tensor {cut(name, 80)!r} is {dtype}, not one of {known}")
+                if any(size > _MAX_SIZE for size in stored.get_shape()):  # of no numbers at all, if another is 0
+                    raise ValueError(f"its tensor {cut(name, 80)!r} is larger than any that is known")
             tensors = {name: opened.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise ValueError(f"it is a safetensors file that is cut short or damaged ({cut(str(error), 120)})") from error
@@ -84,34 +87,37 @@ def read(path: str) -> Contents:
     astray = [key for key in tensors if key.split(".")[0] not in networks]
     if astray:
         raise ValueError(f"its tensor {cut(astray[0], 80)!r} belongs to none of its networks")
-    p, training_set_kwargs = config.get("augment_p"), config.get("training_set_kwargs", {})
-    if not (p is None or (isinstance(p, (int, float)) and 0 <= p <= 1)) or not isinstance(training_set_kwargs, dict):
+    training_set_kwargs = config.get("training_set_kwargs", {})
+    if not isinstance(training_set_kwargs, dict):
         _damaged()
-    return Contents("safetensors file of gan convert", networks, None if p is None else float(p), training_set_kwargs)
+    return Contents("safetensors file of gan convert", networks, config.get("augment_p"), training_set_kwargs)
 
 
-def _networks(snapshot: Snapshot) -> dict[str, torch.nn.Module]:
-    there = {name: getattr(snapshot, name) for name in _CLASSES}
-    return {name: network for name, network in there.items() if network is not None}
+def _save(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """As the library does, whose errors do not tell a full disk, and which takes the memory of all tensors again.
 
-
-def _arguments(network: Any) -> dict[str, Any]:
-    """Of its constructor's call, by name."""
-    names = list(inspect.signature(type(network).__init__).parameters)[1:]
-    return {**dict(zip(names, network._init_args, strict=False)), **network._init_kwargs}
-
-
-def _halved(tensor: torch.Tensor) -> torch.Tensor:
-    """As float16 if it is a matrix or more, and fits."""
-    half = tensor.half()
-    return half if tensor.ndim > 1 and bool(half.isfinite().all()) else tensor.float()
+    The file is the header's length in 8 bytes, the header in JSON, and one tensor behind the other.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    order = sorted(tensors, key=lambda name: -tensors[name].element_size())  # each at a multiple of its element's size
+    end = 0
+    for name in order:
+        tensor, begin = tensors[name], end
+        end += tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(tensors[name].numpy().data)
 
 
 def _config(snapshot: Snapshot, half: bool) -> tuple[dict[str, Any], list[str]]:
     """The JSON's content, and what of training_set_kwargs JSON cannot say."""
     described: dict[str, Any] = {}
-    for name, network in _networks(snapshot).items():
-        described[name] = {"class": type(network).__name__, "kwargs": persistence.plain(_arguments(network))}
+    for name, network in snapshot.networks.items():
+        described[name] = {"class": type(network).__name__, "kwargs": persistence.plain(network.arguments())}
     known, left_out = {}, []
     for key, value in snapshot.training_set_kwargs.items():
         value = value.tolist() if isinstance(value, np.ndarray) else value

@@ -9,11 +9,10 @@ import inspect
 import itertools
 from typing import Any
 
-import numpy as np
 import torch
 
-from gan.models.description import Contents, Description
-from gan.models.rebuild import MAX_TENSORS, cut
+from gan.models.description import MAX_TENSORS, Contents, Description
+from gan.models.wording import cut
 from gan.networks import Discriminator, Generator
 from torch_utils import persistence
 from torch_utils.persistence import PersistentObject
@@ -48,7 +47,7 @@ def read(content: dict[str, Any]) -> Contents:
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
     return Contents(
-        kind="snapshot of the successor's stylegan2 configuration" if successor else "snapshot (PyTorch generation)",
+        kind="snapshot of the " + ("successor's stylegan2 configuration" if successor else "PyTorch generation"),
         networks=found,
         augment_p=_augment_p(content.get("augment_pipe")),
         training_set_kwargs=_training_set_kwargs(content.get("training_set_kwargs")),
@@ -58,18 +57,18 @@ def read(content: dict[str, Any]) -> Contents:
 def stored_tensors(stored: object) -> dict[str, StoredTensor]:
     """Parameters and buffers by dotted name, as in `state_dict`. Raises ValueError if `stored` is not a module."""
     tensors: dict[str, StoredTensor] = {}
-    pending, seen = [("", stored)], 0
+    pending, seen = [("", stored)], 1
     while pending:
         prefix, module = pending.pop()
-        seen += 1
         if not isinstance(module, PersistentObject):
             raise ValueError(f"{cut(prefix[:-1], 80)!r} is not a module, but {_name(module)}")
         if module.class_name == "SynthesisInput":
             raise ValueError("it is an alias-free (StyleGAN3) generator; only StyleGAN2 networks can be opened")
-        own = [*_items(module, "_parameters"), *_items(module, "_buffers")]
-        children = _items(module, "_modules")
-        if len(tensors) + seen + len(pending) + len(own) + len(children) > MAX_TENSORS:
+        entries = {key: _entries(module, key) for key in ("_parameters", "_buffers", "_modules")}
+        seen += sum(map(len, entries.values()))  # nothings too, of which many modules can share a dict
+        if seen > MAX_TENSORS:
             raise ValueError(f"it holds more than {MAX_TENSORS} modules and tensors")
+        own = [*_named(module, entries["_parameters"]), *_named(module, entries["_buffers"])]
         if len(prefix) > _MAX_PREFIX:
             raise ValueError("its modules are nested too deeply")
         hidden = module.state.get("_non_persistent_buffers_set")
@@ -79,7 +78,7 @@ def stored_tensors(stored: object) -> dict[str, StoredTensor]:
                 raise ValueError(f"{cut(prefix + name, 80)!r} is not a tensor, but {_name(tensor)}")
             if name not in hidden:
                 tensors[prefix + name] = tensor
-        pending += [(f"{prefix}{name}.", child) for name, child in children]
+        pending += [(f"{prefix}{name}.", child) for name, child in _named(module, entries["_modules"])]
     return tensors
 
 
@@ -96,11 +95,17 @@ def _is_successor(stored: object) -> bool:
     return bool(_arguments(stored, Generator).keys() - set(_parameters(Generator)))
 
 
-def _items(module: PersistentObject, key: str) -> list[tuple[str, Any]]:
+def _entries(module: PersistentObject, key: str) -> dict[Any, Any]:
     values = module.state.get(key) or {}
-    sound = isinstance(values, dict) and len(values) <= MAX_TENSORS
-    if not sound or not all(isinstance(name, str) and len(name) <= _MAX_PREFIX for name in values):
+    if not isinstance(values, dict):
         raise ValueError(f"{key} of a {cut(module.class_name, 60)} is badly described")
+    return values
+
+
+def _named(module: PersistentObject, values: dict[Any, Any]) -> list[tuple[str, Any]]:
+    """What is there of tensors or modules."""
+    if not all(isinstance(name, str) and len(name) <= _MAX_PREFIX for name in values):
+        raise ValueError(f"a name in a {cut(module.class_name, 60)} is badly described")
     return [(name, value) for name, value in values.items() if value is not None]
 
 
@@ -150,16 +155,11 @@ def _augment_p(stored: object) -> float | None:
 
 def _training_set_kwargs(stored: object) -> dict[str, Any]:
     """What is plain of it: the rest, paths of other systems for one, only informs."""
-    kwargs = {}
-    entries = stored.items() if isinstance(stored, dict) else ()
-    for name, value in itertools.islice(entries, _MAX_ENTRIES):
-        try:
-            value = persistence.plain(value)
-        except ValueError:
-            continue
-        if isinstance(name, str) and not isinstance(value, (persistence.PersistentObject, StoredTensor)):
-            kwargs[name] = np.asarray(value) if isinstance(value, StoredArray) else value
-    return kwargs
+    if not isinstance(stored, dict):
+        return {}
+    first = dict(itertools.islice(stored.items(), _MAX_ENTRIES))
+    kept = (PersistentObject, StoredTensor, StoredArray)
+    return {name: value for name, value in persistence.plain_entries(first).items() if not isinstance(value, kept)}
 
 
 def _name(stored: object) -> str:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from gan.models import rebuild
-from gan.models.description import Contents, Description
-from gan.models.rebuild import brief, cut, listed
+from gan.models.description import MAX_TENSORS, Contents, Description
+from gan.models.wording import brief, cut, listed
 from gan.networks import Discriminator, Generator
 from torch_utils import persistence
 from torch_utils.safe_pickle import Opaque, StoredArray, check_sizes
@@ -68,10 +68,6 @@ _DISCRIMINATOR_DEFAULTS = {
 }
 _IGNORED = ("truncation_psi", "truncation_cutoff", "style_mixing_prob", "structure")  # how to use it, not what it is
 _IGNORED_VARIABLE = "lod"  # where progressive growing was
-_WHOLE_NUMBERS = (
-    *("latent_size", "label_size", "dlatent_size", "resolution", "num_channels", "mapping_layers", "fmap_base"),
-    *("fmap_max", "num_fp16_res", "freeze_layers", "mbstd_num_features"),
-)
 _OTHER_GENERATIONS = {"G_style": "StyleGAN1", "D_basic": "StyleGAN1", "G_paper": "ProGAN", "D_paper": "ProGAN"}
 
 _Tensor = torch.Tensor
@@ -100,7 +96,7 @@ def read(content: tuple[Any, ...]) -> Contents:
             found[name] = describe(_checked_state(stored), notes)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    return Contents(kind="snapshot (TensorFlow generation)", networks=found, notes=tuple(dict.fromkeys(notes)))
+    return Contents(kind="snapshot of the TensorFlow generation", networks=found, notes=tuple(dict.fromkeys(notes)))
 
 
 def _checked_state(stored: Opaque) -> dict[str, Any]:
@@ -130,35 +126,31 @@ def _generator(state: dict[str, Any], notes: list[str]) -> Description:
     if _unify_lods(variables, "ToRGB", options["resolution"]):
         options["architecture"] = "orig"
         notes += _leave_out_lods(variables, "synthesis/", "ToRGB", options["resolution"])
-    description = Description(
-        Generator,
-        {
-            "z_dim": options["latent_size"],
-            "c_dim": options["label_size"],
-            "w_dim": options["dlatent_size"],
-            "img_resolution": options["resolution"],
-            "img_channels": options["num_channels"],
-            "mapping_kwargs": {
-                "num_layers": options["mapping_layers"],
-                "embed_features": options["label_fmaps"],
-                "layer_features": options["mapping_fmaps"],
-                "activation": options["mapping_nonlinearity"],
-                "lr_multiplier": options["mapping_lrmul"],
-                "w_avg_beta": 1 if options["w_avg_beta"] is None else options["w_avg_beta"],
-            },
-            "synthesis_kwargs": {
-                **_widths(options),
-                "num_fp16_res": options["num_fp16_res"],
-                "conv_clamp": options["conv_clamp"],
-                "architecture": options["architecture"],
-                "resample_filter": options["resample_kernel"],
-                "use_noise": options["use_noise"],
-                "activation": options["nonlinearity"],
-            },
+    kwargs = {
+        "z_dim": options["latent_size"],
+        "c_dim": options["label_size"],
+        "w_dim": options["dlatent_size"],
+        "img_resolution": options["resolution"],
+        "img_channels": options["num_channels"],
+        "mapping_kwargs": {
+            "num_layers": options["mapping_layers"],
+            "embed_features": options["label_fmaps"],
+            "layer_features": options["mapping_fmaps"],
+            "activation": options["mapping_nonlinearity"],
+            "lr_multiplier": options["mapping_lrmul"],
+            "w_avg_beta": 1 if options["w_avg_beta"] is None else options["w_avg_beta"],
         },
-        {},
-    )
-    return _with_variables(description, variables, _generator_source)
+        "synthesis_kwargs": {
+            **_widths(options),
+            "num_fp16_res": options["num_fp16_res"],
+            "conv_clamp": options["conv_clamp"],
+            "architecture": options["architecture"],
+            "resample_filter": options["resample_kernel"],
+            "use_noise": options["use_noise"],
+            "activation": options["nonlinearity"],
+        },
+    }
+    return _with_variables(Generator, kwargs, variables, _generator_source)
 
 
 def _discriminator(state: dict[str, Any], notes: list[str]) -> Description:
@@ -173,32 +165,28 @@ def _discriminator(state: dict[str, Any], notes: list[str]) -> Description:
         "activation": options["nonlinearity"],
         "lr_multiplier": options["mapping_lrmul"],
     }
-    description = Description(
-        Discriminator,
-        {
-            "c_dim": options["label_size"],
-            "img_resolution": options["resolution"],
-            "img_channels": options["num_channels"],
-            "architecture": options["architecture"],
-            **_widths(options),
-            "num_fp16_res": options["num_fp16_res"],
-            "conv_clamp": options["conv_clamp"],
-            "cmap_dim": options["mapping_fmaps"],
-            "block_kwargs": {
-                "activation": options["nonlinearity"],
-                "resample_filter": options["resample_kernel"],
-                "freeze_layers": options["freeze_layers"],
-            },
-            "mapping_kwargs": mapping if options["label_size"] else {},
-            "epilogue_kwargs": {
-                "mbstd_group_size": options["mbstd_group_size"],
-                "mbstd_num_channels": options["mbstd_num_features"],
-                "activation": options["nonlinearity"],
-            },
+    kwargs = {
+        "c_dim": options["label_size"],
+        "img_resolution": options["resolution"],
+        "img_channels": options["num_channels"],
+        "architecture": options["architecture"],
+        **_widths(options),
+        "num_fp16_res": options["num_fp16_res"],
+        "conv_clamp": options["conv_clamp"],
+        "cmap_dim": options["mapping_fmaps"],
+        "block_kwargs": {
+            "activation": options["nonlinearity"],
+            "resample_filter": options["resample_kernel"],
+            "freeze_layers": options["freeze_layers"],
         },
-        {},
-    )
-    return _with_variables(description, variables, _discriminator_source)
+        "mapping_kwargs": mapping if options["label_size"] else {},
+        "epilogue_kwargs": {
+            "mbstd_group_size": options["mbstd_group_size"],
+            "mbstd_num_channels": options["mbstd_num_features"],
+            "activation": options["nonlinearity"],
+        },
+    }
+    return _with_variables(Discriminator, kwargs, variables, _discriminator_source)
 
 
 def _widths(options: Mapping[str, Any]) -> dict[str, int]:
@@ -213,8 +201,8 @@ def _options(state: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     if unknown:
         raise ValueError("options that are not known: " + listed(unknown))
     options = {**defaults, **{name: value for name, value in stored.items() if name in defaults}}
-    for name in _WHOLE_NUMBERS:
-        if name in options and (type(options[name]) is not int or options[name] < 0):
+    for name, default in defaults.items():
+        if type(default) is int and (type(options[name]) is not int or options[name] < 0):
             raise ValueError(f"its option {name} is {brief(options[name])}, not a whole number")
     return options
 
@@ -230,8 +218,8 @@ def _stored(state: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[
     pairs, components = state.get("variables") or (), state.get("components") or {}
     if not isinstance(pairs, (list, tuple)) or not isinstance(components, dict) or depth > _MAX_DEPTH:
         raise ValueError("its variables or components are badly described")
-    if len(pairs) + len(components) > rebuild.MAX_TENSORS:
-        raise ValueError(f"it holds more than {rebuild.MAX_TENSORS} variables")
+    if len(pairs) + len(components) > MAX_TENSORS:
+        raise ValueError(f"it holds more than {MAX_TENSORS} variables")
     found = {}
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not _is_name(pair[0]):
@@ -241,8 +229,8 @@ def _stored(state: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[
         if not _is_name(name) or not isinstance(component, Opaque) or not isinstance(component.state, dict):
             raise ValueError("a component is badly described")
         found.update(_stored(component.state, f"{prefix}{name}/", depth + 1))
-        if len(found) > rebuild.MAX_TENSORS:
-            raise ValueError(f"it holds more than {rebuild.MAX_TENSORS} variables")
+        if len(found) > MAX_TENSORS:
+            raise ValueError(f"it holds more than {MAX_TENSORS} variables")
     return found
 
 
@@ -253,7 +241,10 @@ def _is_name(value: object) -> bool:
 def _tensor(name: str, stored: object) -> _Tensor:
     if isinstance(stored, (int, float)):
         return torch.tensor(float(stored))
-    array = np.asarray(stored) if isinstance(stored, StoredArray) else None
+    try:
+        array = np.asarray(stored) if isinstance(stored, StoredArray) else None
+    except ValueError:  # text or such
+        array = None
     if array is None or array.dtype.kind not in "fiu":
         raise ValueError(f"its variable {cut(name, 80)!r} is not an array of numbers")
     return torch.as_tensor(array.astype(np.float32, copy=False))
@@ -288,12 +279,13 @@ def _leave_out_lods(variables: dict[str, _Tensor], prefix: str, layer: str, reso
 
 
 def _with_variables(
-    description: Description,
+    cls: type[torch.nn.Module],
+    kwargs: dict[str, Any],
     variables: dict[str, _Tensor],
     source_of: Callable[[str], tuple[str, _Change]],
 ) -> Description:
     """`source_of`: name of ours -> the variable that it is made of, and how."""
-    outline = rebuild.outline(Description(description.cls, description.kwargs, variables))
+    outline = rebuild.outline(Description(cls, kwargs, variables))
     tensors: dict[str, _Tensor] = {}
     used, missing = set(), []
     for name, tensor in outline.state_dict().items():
@@ -314,7 +306,7 @@ def _with_variables(
     problems += [f"{cut(name, 80)!r} has no place" for name in unknown]
     if problems:
         raise ValueError("its variables do not fit: " + listed(problems))
-    return Description(description.cls, description.kwargs, tensors)
+    return Description(cls, kwargs, tensors)
 
 
 def _generator_source(name: str) -> tuple[str, _Change]:
