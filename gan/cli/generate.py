@@ -170,6 +170,7 @@ def _render(G: Generator, label: list[float], request: Request) -> None:
 
     from gan.files import write_png
     from gan.latent.sampling import Sheet, synthesize
+    from gan.models.download import without_password
     from gan.networks import prepare_weights
     from gan.training.devices import choose_device, keep_freed_memory, settle_mkl_functions
     from torch_utils.ops import kernels
@@ -202,7 +203,8 @@ def _render(G: Generator, label: list[float], request: Request) -> None:
             job.result()
     path = outdir / "grid.png"
     write_png(path, sheet.image)
-    click.echo(f"Wrote {len(names)} pictures of {request.path} to {outdir}/ and a sheet of them to {path}")
+    source = without_password(request.path)
+    click.echo(f"Wrote {len(names)} pictures of {source} to {outdir}/ and a sheet of them to {path}")
 
 
 def _map_seeds(G: Generator, seeds: list[int], label: list[float], request: Request) -> torch.Tensor:

@@ -140,7 +140,8 @@ def _is_filter(value: Any) -> bool:
         taps = np.asarray(value, dtype=np.float32) if isinstance(value, (list, tuple)) else np.zeros(0)
     except (TypeError, ValueError):
         return False
-    return taps.ndim in (1, 2) and 0 < taps.size <= _MAX_TAPS and bool(np.isfinite(1 / abs(taps.sum())))
+    total = abs(taps.sum())
+    return taps.ndim in (1, 2) and 0 < taps.size <= _MAX_TAPS and bool(np.isfinite(total) and total > 0)
 
 
 def _elements(value: Any) -> Sequence[Any]:
