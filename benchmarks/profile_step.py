@@ -9,9 +9,11 @@ import harness
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from gan.config import DataInfo, TrainOptions, resolve
+from gan.config import DataInfo
 from gan.data.labels import LabelTable
 from gan.networks import set_half_dtype
+from gan.resolve import resolve
+from gan.train_options import TrainOptions
 from gan.training.devices import prepare
 from gan.training.state import TrainingState
 from gan.training.step import TrainStep

@@ -54,7 +54,9 @@ def make_dataset(path: Path) -> None:
 
 def config_of(data: Path) -> Any:
     """The configuration of both sides."""
-    from gan.config import DataInfo, TrainOptions, resolve
+    from gan.config import DataInfo
+    from gan.resolve import resolve
+    from gan.train_options import TrainOptions
 
     options = TrainOptions(data=str(data), cbase=CBASE, cmax=CMAX, batch=BATCH, kimg=1000, snap=1)
     return resolve(options, DataInfo(str(data), "data", IMAGES, RES, RES, 3))

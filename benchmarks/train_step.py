@@ -39,7 +39,9 @@ def run_case(case: dict[str, Any], seconds: float, periods: int) -> dict[str, An
 
     from gan.bench.images import random_dataset
     from gan.bench.measure import measure
-    from gan.config import DataInfo, TrainOptions, resolve
+    from gan.config import DataInfo
+    from gan.resolve import resolve
+    from gan.train_options import TrainOptions
 
     case = dict(case)
     res, plain, p = case.pop("res"), case.pop("plain", True), case.pop("p", 0.2)

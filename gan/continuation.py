@@ -6,18 +6,10 @@ import dataclasses
 from collections.abc import Callable, Collection
 from typing import Any
 
-from gan.config import (
-    TrainConfig,
-    TrainOptions,
-    absolute,
-    check_cache,
-    check_division,
-    check_keep,
-    flag,
-    usable_batch_gpu,
-    with_batch_gpu,
-)
+from gan.config import TrainConfig, check_division, usable_batch_gpu, with_batch_gpu
 from gan.presets import AUGMENT_PIPES
+from gan.resolve import absolute
+from gan.train_options import TrainOptions, check_cache, check_keep, flag
 
 _HONOURED: dict[str, str] = {  # option: where it goes
     "kimg": "total_kimg",

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gan import config as cfg
-from gan.config import DataInfo, TrainConfig, TrainOptions, check_resume_name, resolve
+from gan.config import DataInfo, TrainConfig
 from gan.errors import GanError, UsageError
+from gan.presets import PRESETS, PRETRAINED
+from gan.resolve import resolve
+from gan.train_options import TrainOptions, check_options, check_resume_name
 
 REFERENCE = json.loads((Path(__file__).parent / "golden" / "train_options.json").read_text())
 
@@ -55,11 +57,11 @@ class TestOptions:
         assert len(text) <= 100
 
     def test_defaults_are_valid(self):
-        assert cfg.check_options(TrainOptions()) == []
+        assert check_options(TrainOptions()) == []
 
-    @pytest.mark.parametrize("name", cfg.PRESETS)
+    @pytest.mark.parametrize("name", PRESETS)
     def test_every_preset_resolves(self, name):
-        config = resolved(cfg=name, gpus=cfg.PRESETS[name].ref_gpus or 1)
+        config = resolved(cfg=name, gpus=PRESETS[name].ref_gpus or 1)
         assert config.desc.startswith(f"pets-{name}")
 
     @pytest.mark.parametrize("resolution", [8, 32, 64, 256])
@@ -327,7 +329,7 @@ class TestDescription:
 
 
 class TestResumeNames:
-    @pytest.mark.parametrize("name", [*cfg.PRETRAINED, "https://example.org/net.pkl"])
+    @pytest.mark.parametrize("name", [*PRETRAINED, "https://example.org/net.pkl"])
     def test_pretrained_names_and_addresses_are_fine(self, name):
         assert check_resume_name(name) is None
 
@@ -344,4 +346,4 @@ class TestResumeNames:
         assert problem.startswith(
             "--resume missing.pkl: no such file or folder; give a run folder, a snapshot, or one of "
         )
-        assert all(name in problem for name in cfg.PRETRAINED)
+        assert all(name in problem for name in PRETRAINED)

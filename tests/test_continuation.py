@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from gan.config import DataInfo, TrainConfig, TrainOptions, resolve
+from gan.config import DataInfo, TrainConfig
 from gan.continuation import Continuation, continued
+from gan.resolve import resolve
+from gan.train_options import TrainOptions
 
 INFO = DataInfo("a.zip", "a", 1000, 64, 64, 3)
 

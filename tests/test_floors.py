@@ -17,7 +17,9 @@ FLOORS = {
     "gan.image_size": 0.75,
     "gan.files": 1,
     "gan.memory": 1,
+    "gan.train_options": 1,
     "gan.config": 1,
+    "gan.resolve": 1.25,
     "gan.continuation": 1.5,
     "gan.data": 2,
     "gan.networks": 2,
@@ -76,7 +78,8 @@ def within(names, *packages):
 
 WITH_TORCH = {"gan.data.loader", "gan.data.labels", "gan.data.device_store"}  # of gan.data
 WITHOUT_TORCH = {
-    *("gan.errors", "gan.files", "gan.memory", "gan.presets", "gan.image_size", "gan.config", "gan.continuation"),
+    *("gan.errors", "gan.files", "gan.memory", "gan.presets", "gan.image_size"),
+    *("gan.train_options", "gan.config", "gan.resolve", "gan.continuation"),
     *(set(within(MODULES, "gan.data")) - WITH_TORCH),
     *("torch_utils.pickle_machine", "torch_utils.stand_ins", "torch_utils.stored_array"),
 }

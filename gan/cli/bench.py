@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gan import config as cfg
 from gan.cli.command import Command, Option, given, problems_of
 from gan.cli.options import SizeType, limit_spinning, parsed, train_options
-from gan.config import DataInfo, TrainConfig, TrainOptions
+from gan.config import DataInfo, TrainConfig
 from gan.errors import GanError, UsageError
 from gan.image_size import Size, is_trainable, largest_trainable
+from gan.resolve import resolve
+from gan.train_options import TrainOptions
 
 if TYPE_CHECKING:
     from gan.data.dataset import ImageDataset
@@ -164,7 +165,7 @@ def _config(options: TrainOptions, info: DataInfo, problems: list[str]) -> Train
 
     config = None
     try:
-        config = cfg.resolve(options, info)
+        config = resolve(options, info)
         devices.check(config)
     except UsageError as error:
         problems += error.problems

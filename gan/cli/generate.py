@@ -15,8 +15,8 @@ from gan.cli.class_label import LabelType, chosen_label
 from gan.cli.command import Command, Option, problems_of
 from gan.cli.download_bar import opened
 from gan.cli.options import limit_spinning, pretrained_base
-from gan.config import DEVICES, TrainOptions
 from gan.errors import GanError, UsageError, printable
+from gan.train_options import DEVICES, TrainOptions
 
 if TYPE_CHECKING:
     import torch

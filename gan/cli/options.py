@@ -10,22 +10,22 @@ from typing import Any, get_type_hints
 
 import click
 
-from gan import config as cfg
+from gan import train_options as choices
 from gan.cli.command import Option
-from gan.config import TrainOptions, flag
 from gan.image_size import Size
 from gan.presets import AUGMENT_PIPES, PRESETS
+from gan.train_options import TrainOptions, flag
 
 LATEST = "latest"  # what --resume alone means
 _CHOICES = {
     "cfg": list(PRESETS),
-    "aug": list(cfg.AUGMENT_MODES),
+    "aug": list(choices.AUGMENT_MODES),
     "augpipe": list(AUGMENT_PIPES),
-    "device": list(cfg.DEVICES),
-    "precision": list(cfg.PRECISIONS),
-    "cache": list(cfg.CACHES),
-    "cuda_graphs": list(cfg.CUDA_GRAPHS),
-    "on_divergence": list(cfg.DIVERGENCE),
+    "device": list(choices.DEVICES),
+    "precision": list(choices.PRECISIONS),
+    "cache": list(choices.CACHES),
+    "cuda_graphs": list(choices.CUDA_GRAPHS),
+    "on_divergence": list(choices.DIVERGENCE),
 }
 _BASE_METAVAR = "DIR|URL"
 

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gan import config as cfg
 from gan.cli.command import Command, Option, given, problems_of
 from gan.cli.download_bar import opened
 from gan.cli.options import LATEST, limit_spinning, parsed, train_options
-from gan.config import TrainConfig, TrainOptions
+from gan.config import DataInfo, SourceInfo, TrainConfig
 from gan.continuation import Continuation, continued
 from gan.errors import GanError, UsageError, printable
 from gan.image_size import describe_image
+from gan.resolve import resolve
+from gan.train_options import TrainOptions, check_options, check_resume_name, check_values
 
 if TYPE_CHECKING:
     from gan.data.dataset import ImageDataset
@@ -95,7 +96,7 @@ def _run_to_continue(options: TrainOptions, problems: list[str]) -> Path | None:
             run_folder.read_options(Path(resume))
             return Path(resume)
     except GanError as error:
-        raise UsageError([*problems, *cfg.check_options(options), str(error)]) from error
+        raise UsageError([*problems, *check_options(options), str(error)]) from error
     return None
 
 
@@ -105,7 +106,7 @@ def _continued(ctx: click.Context, options: TrainOptions, run_dir: Path, problem
 
     names = [field.name for field in dataclasses.fields(TrainOptions) if given(ctx, field.name)]
     going_on = continued(run_folder.read_options(run_dir), options, names)
-    problems = [*problems, *cfg.check_values(options), *going_on.problems]
+    problems = [*problems, *check_values(options), *going_on.problems]
     if problems:
         raise UsageError(problems)
     return going_on
@@ -123,11 +124,11 @@ def _source(options: TrainOptions, problems: list[str]) -> Snapshot | None:
     """The networks that a new run starts from; None if it starts from nothing, or there is a problem with them."""
     if options.resume is None:
         return None
-    misnamed = cfg.check_resume_name(options.resume)
+    misnamed = check_resume_name(options.resume)
     if misnamed is not None:
         problems.append(misnamed)
         return None
-    refused = problems or options.data is None or not os.path.exists(options.data) or cfg.check_options(options)
+    refused = problems or options.data is None or not os.path.exists(options.data) or check_options(options)
     if refused and not os.path.exists(options.resume):
         return None  # nothing is fetched for a command line that will not do
     try:
@@ -155,7 +156,7 @@ def _transfer(source: Snapshot, config: TrainConfig) -> tuple[TransferReport, li
     return report, []
 
 
-def _info(source: Snapshot) -> cfg.SourceInfo:
+def _info(source: Snapshot) -> SourceInfo:
     from gan.models.transfer import source_info
 
     return source_info(source)
@@ -173,12 +174,12 @@ def _resolved(options: TrainOptions, source: Snapshot | None, problems: list[str
         except GanError as error:
             problems.append(f"--data {error}")
     if dataset is None:
-        raise UsageError([*problems, *cfg.check_options(options)])
+        raise UsageError([*problems, *check_options(options)])
     assert options.data is not None
     shape = (dataset.height, dataset.width, dataset.channels)
-    info = cfg.DataInfo(options.data, dataset.name, len(dataset), *shape, dataset.label_dim, dataset.class_names)
+    info = DataInfo(options.data, dataset.name, len(dataset), *shape, dataset.label_dim, dataset.class_names)
     try:
-        config = cfg.resolve(options, info, None if source is None else _info(source))
+        config = resolve(options, info, None if source is None else _info(source))
     except UsageError as error:
         raise UsageError([*problems, *error.problems]) from error
     if problems:

@@ -160,7 +160,7 @@ def plan_transfer(
 
 
 def source_info(source: Snapshot) -> SourceInfo:
-    """What the networks of a snapshot are, as `gan.config.resolve` takes it. Raises GanError without a G."""
+    """What the networks of a snapshot are, as `gan.resolve` takes it. Raises GanError without a G."""
     G, D = source.require_generator(), source.D
     given, synthesis = G.arguments(), G.synthesis.arguments(defaults=True)
     block: Any = G.synthesis.b4

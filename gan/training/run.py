@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gan import models
-from gan.config import TrainConfig, check_resume_name
+from gan.config import TrainConfig
 from gan.data.dataset import ImageDataset
 from gan.errors import GanError
 from gan.files import remove_leftovers
 from gan.tracking import jsonl
+from gan.train_options import check_resume_name
 from gan.training import run_folder
 from gan.training.branch import finish_going_back, go_back
 from gan.training.micro_batch import release_memory

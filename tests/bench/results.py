@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from gan.bench.result import Machine, Memory, Method, PhaseTime, Result, Share, Timing
-from gan.config import DataInfo, TrainConfig, TrainOptions, resolve
+from gan.config import DataInfo, TrainConfig
+from gan.resolve import resolve
+from gan.train_options import TrainOptions
 
 
 def config_of(**options: object) -> TrainConfig:

@@ -9,9 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from gan.bench.flops import PENALISED, TRAINED, network_flops, phase_flops, seconds_at
-from gan.config import DataInfo, TrainOptions, resolve
+from gan.config import DataInfo
 from gan.data.labels import LabelTable
 from gan.networks import set_half_dtype
+from gan.resolve import resolve
+from gan.train_options import TrainOptions
 from gan.training.state import TrainingState
 from gan.training.step import TrainStep
 

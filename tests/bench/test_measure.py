@@ -10,8 +10,10 @@ from tiny import write_dataset
 from gan.bench.images import count_at, random_dataset
 from gan.bench.measure import Block, Kind, kinds_of_steps, measure, timing_of
 from gan.bench.result import Result
-from gan.config import DataInfo, TrainOptions, resolve
+from gan.config import DataInfo
 from gan.data.dataset import ImageDataset
+from gan.resolve import resolve
+from gan.train_options import TrainOptions
 
 INTERVALS = {"Gmain": 1, "Greg": 4, "Dmain": 1, "Dreg": 16}
 TINY = {

@@ -7,10 +7,12 @@ import torch
 
 from gan import augment
 from gan.bench import plain
-from gan.config import DataInfo, TrainConfig, TrainOptions, resolve
+from gan.config import DataInfo, TrainConfig
 from gan.data.labels import LabelTable
 from gan.loss import Latents
 from gan.networks import set_half_dtype
+from gan.resolve import resolve
+from gan.train_options import TrainOptions
 from gan.training.state import TrainingState
 from gan.training.step import make_phases
 

@@ -11,8 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gan.cli import main
-from gan.config import DataInfo, TrainOptions, resolve
+from gan.config import DataInfo
+from gan.resolve import resolve
 from gan.tracking import JsonlTracker, MlflowTracker
+from gan.train_options import TrainOptions
 from gan.training import run_folder
 
 

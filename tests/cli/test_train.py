@@ -14,7 +14,9 @@ from tiny import TINY, write_dataset
 
 from gan import models
 from gan.cli.train import train
-from gan.config import DataInfo, TrainOptions, resolve
+from gan.config import DataInfo
+from gan.resolve import resolve
+from gan.train_options import TrainOptions
 
 SURFACE = """
 --data --outdir --gpus --cfg --demo --cond --mirror --subset --gamma --kimg --batch --batch-gpu --aug --p --target

@@ -25,12 +25,13 @@ from tiny import TINY, write_dataset
 
 from gan import memory
 from gan.cli.train import train
-from gan.config import TrainConfig, check_cache
+from gan.config import TrainConfig
 from gan.data import cache, cache_file
 from gan.data.cache_file import FileStore
 from gan.data.dataset import ImageDataset
 from gan.data.loader import BatchStream
 from gan.errors import GanError
+from gan.train_options import check_cache
 
 SHORT = [*TINY, "--batch", "500", "--batch-gpu", "500", "--aug", "noaug"]  # two steps
 N, BATCH = 10, 4
@@ -533,7 +534,9 @@ class TestCommandLine:
         assert check_cache("disk", str(data)) == [f"--cache-dir {data}: is a file; name a folder"]
 
     def test_the_cache_is_no_hyperparameter(self) -> None:
-        from gan.config import DataInfo, TrainOptions, resolve
+        from gan.config import DataInfo
+        from gan.resolve import resolve
+        from gan.train_options import TrainOptions
 
         config = resolve(TrainOptions(data="x"), DataInfo("x", "x", 10, 16, 16, 3))
         other = dataclasses.replace(config, cache="off", cache_dir="y")

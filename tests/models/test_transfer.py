@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from gan.config import DataInfo, TrainConfig, TrainOptions, resolve
+from gan.config import DataInfo, TrainConfig
 from gan.errors import GanError, UsageError
 from gan.models.rebuild import ShapesOnly
 from gan.models.snapshot import Snapshot
 from gan.models.transfer import frozen_but_new, plan_transfer, source_info, transfer
 from gan.networks import Discriminator, Generator
+from gan.resolve import resolve
+from gan.train_options import TrainOptions
 
 ALL = ("G", "D", "G_ema")
 

@@ -20,9 +20,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from gan.cli.mlflow_sync import mlflow_sync
-from gan.config import DataInfo, TrainOptions, resolve
+from gan.config import DataInfo
+from gan.resolve import resolve
 from gan.tracking import JsonlTracker, MlflowTracker, mlflow_tracker
 from gan.tracking.mlflow_run import MlflowRun
+from gan.train_options import TrainOptions
 from gan.training import run_folder
 
 NAME = "00000-test"

@@ -18,9 +18,11 @@ import torch
 from runs import RUN, run_train
 
 from gan import models
-from gan.config import DataInfo, TrainConfig, TrainOptions, resolve
+from gan.config import DataInfo, TrainConfig
 from gan.errors import DiskFullError, GanError
 from gan.files import atomic_path
+from gan.resolve import resolve
+from gan.train_options import TrainOptions
 from gan.training import disk, plan, run_folder
 from gan.training.state import TrainingState
 
@@ -217,7 +219,9 @@ ON_A_SMALL_DISK = """
 import sys, numpy as np, torch
 from pathlib import Path
 from gan import models
-from gan.config import DataInfo, TrainOptions, resolve
+from gan.config import DataInfo
+from gan.resolve import resolve
+from gan.train_options import TrainOptions
 from gan.errors import DiskFullError
 from gan.files import atomic_path, write_png, write_text
 from gan.training import disk

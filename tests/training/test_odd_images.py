@@ -15,8 +15,10 @@ from tiny import write_dataset
 
 from gan import models
 from gan.cli.generate import generate
-from gan.config import DataInfo, TrainConfig, TrainOptions, resolve
+from gan.config import DataInfo, TrainConfig
 from gan.data.dataset import ImageDataset
+from gan.resolve import resolve
+from gan.train_options import TrainOptions
 from gan.training import disk
 from gan.training.grid import SampleGrid, sheet_shape
 from gan.training.plan import MemoryEstimate

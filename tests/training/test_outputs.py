@@ -18,9 +18,11 @@ import torch
 from runs import RUN, assert_same, run_train
 
 from gan import models
-from gan.config import DataInfo, TrainOptions, resolve
+from gan.config import DataInfo
 from gan.errors import GanError
 from gan.latent.sampling import tile
+from gan.resolve import resolve
+from gan.train_options import TrainOptions
 from gan.training import outputs as outputs_module
 from gan.training.grid import SampleGrid
 from gan.training.outputs import Output, Outputs

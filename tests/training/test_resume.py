@@ -7,7 +7,9 @@ import pytest
 import torch
 from runs import RUN, assert_same, interrupted, run_train, small_sheets
 
-from gan.config import DataInfo, TrainOptions, resolve
+from gan.config import DataInfo
+from gan.resolve import resolve
+from gan.train_options import TrainOptions
 from gan.training import run_folder
 from gan.training.state import TrainingState
 from gan.training.state_files import NEWEST, SavedState, StateFiles, read_state

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 from runs import held
 
-from gan.config import DataInfo, TrainOptions, resolve
+from gan.config import DataInfo
 from gan.errors import DiskFullError, GanError
+from gan.resolve import resolve
+from gan.train_options import TrainOptions
 from gan.training import run_folder
 
 

@@ -9,8 +9,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gan.config import DataInfo, TrainConfig, TrainOptions, resolve
+from gan.config import DataInfo, TrainConfig
 from gan.data.labels import LabelTable
+from gan.resolve import resolve
+from gan.train_options import TrainOptions
 from gan.training.gradients import FlatGradients
 from gan.training.graphs import PhaseGraphs
 from gan.training.state import TrainingState
