@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -38,6 +39,11 @@ def printable(text: str) -> str:
     """Text that any terminal can show on one line, whatever bytes a file name is made of."""
     shown = text.encode("utf-8", "replace").decode("utf-8")
     return "".join(letter if letter.isprintable() else "?" for letter in shown)
+
+
+def without_password(text: str) -> str:
+    """Text as it may be shown: without what stands before the @ of the addresses in it."""
+    return re.sub(r"://[^/?#\s]*@", "://", text)
 
 
 def one_line(error: BaseException) -> str:

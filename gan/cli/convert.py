@@ -7,7 +7,7 @@ import click
 from gan.cli.command import Command, Option, given, problems_of, unknown_option
 from gan.cli.download_bar import opened
 from gan.cli.options import pretrained_base
-from gan.errors import UsageError, printable
+from gan.errors import UsageError, printable, without_password
 
 _LONGEST_NOTE = 1000  # characters
 
@@ -66,7 +66,7 @@ def convert(
 
     from gan.files import readable_size
     from gan.models import convert as converting
-    from gan.models.download import local_path, without_password
+    from gan.models.download import local_path
 
     def say(line: str) -> None:
         click.echo(printable(line))

@@ -15,7 +15,7 @@ from gan.cli.class_label import LabelType, chosen_label
 from gan.cli.command import Command, Option, problems_of
 from gan.cli.download_bar import opened
 from gan.cli.options import limit_spinning, pretrained_base
-from gan.errors import GanError, UsageError, printable
+from gan.errors import GanError, UsageError, printable, without_password
 from gan.train_options import DEVICES, TrainOptions
 
 if TYPE_CHECKING:
@@ -170,7 +170,6 @@ def _render(G: Generator, label: list[float], request: Request) -> None:
 
     from gan.files import write_png
     from gan.latent.sampling import Sheet, synthesize
-    from gan.models.download import without_password
     from gan.networks import prepare_weights
     from gan.training.devices import choose_device, keep_freed_memory, settle_mkl_functions
     from torch_utils.ops import kernels

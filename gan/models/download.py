@@ -19,7 +19,7 @@ from typing import IO, Any
 from urllib.parse import unquote, urldefrag, urlsplit
 from urllib.request import url2pathname
 
-from gan.errors import GanError, one_line, printable
+from gan.errors import GanError, one_line, printable, without_password
 from gan.files import Locked, disk_size, explain_os_error, flush, lock, readable_size, write_text
 from gan.presets import PRETRAINED, PRETRAINED_BASE
 
@@ -79,11 +79,6 @@ def forget(where: str, path: Path) -> bool:
     with contextlib.suppress(OSError):
         path.unlink()
     return not path.exists()
-
-
-def without_password(text: str) -> str:
-    """Text without what stands before the @ of the addresses in it."""
-    return re.sub(r"://[^/?#\s]*@", "://", text)
 
 
 def cache_folder() -> Path:

@@ -10,11 +10,11 @@ import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gan.errors import GanError
+from gan.errors import GanError, without_password
 from gan.image_size import describe_image
 from gan.models import rebuild
 from gan.models.description import Contents
-from gan.models.download import Progress, forget, local_path, without_password
+from gan.models.download import Progress, forget, local_path
 from gan.models.formats import port, safetensors_file, snapshot_pickle, tensorflow
 from gan.models.snapshot import Snapshot
 from gan.models.wording import brief, cut

@@ -14,7 +14,7 @@ from gan.errors import GanError
 from gan.files import write_text
 from gan.tracking import jsonl
 from gan.tracking.mlflow_run import RunSpec, Tick, tick_of
-from gan.tracking.mlflow_store import store_of, without_password
+from gan.tracking.mlflow_store import public_uri, store_of
 
 NOTE_FILE = "mlflow-run.json"
 
@@ -72,7 +72,7 @@ def spec_of(
     run_dir = run_dir.absolute()
     uri, artifact_location = store_of(run_dir.parent)
     if continued and run_id is None:
-        run_id = read_note(run_dir).run_id_in(without_password(uri), branch)
+        run_id = read_note(run_dir).run_id_in(public_uri(uri), branch)
     return RunSpec(
         uri=uri,
         artifact_location=artifact_location,

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from gan.errors import without_password
 from gan.tracking.jsonl import mean_of
 from gan.tracking.mlflow_import import import_mlflow
-from gan.tracking.mlflow_store import without_password
+from gan.tracking.mlflow_store import public_uri
 
 RUN_DIR_TAG = "gan.run_dir"
 BRANCH_TAG = "gan.branch"
@@ -59,7 +60,7 @@ class RunSpec:
     @property
     def shown_uri(self) -> str:
         """The address without a password."""
-        return without_password(self.uri)
+        return public_uri(self.uri)
 
     @property
     def run_name(self) -> str:
@@ -254,7 +255,7 @@ def flat_params(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
         if isinstance(value, Mapping) and value:
             yield from flat_params(value, f"{prefix}{key}.")
         else:
-            yield _allowed_name(f"{prefix}{key}"), str(value)[:MAX_PARAM_LENGTH]
+            yield _allowed_name(f"{prefix}{key}"), without_password(str(value))[:MAX_PARAM_LENGTH]
 
 
 def _preview_name(name: str, nimg: int) -> str:

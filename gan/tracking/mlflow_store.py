@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+
+from gan.errors import without_password
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 
@@ -20,12 +21,9 @@ def store_of(outdir: Path) -> tuple[str, str | None]:
     return f"sqlite:///{(outdir / 'mlflow.db').as_posix()}", str(outdir / "mlartifacts")
 
 
-def without_password(uri: str) -> str:
-    """The address as it may be shown."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri.rstrip("/")
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
+def public_uri(uri: str) -> str:
+    """The address of a store as it may be shown and noted."""
+    return without_password(uri).rstrip("/")
 
 
 def import_problem(error: Exception) -> str:
@@ -37,7 +35,7 @@ def import_problem(error: Exception) -> str:
 
 def store_problem(uri: str, error: Exception) -> str:
     """What is wrong with the store at `uri`, from what using it raised."""
-    shown = without_password(uri)
+    shown = public_uri(uri)
     silent = shown.startswith("http") and _system_error(error) is not None
     return f"MLflow at {shown} {'does not answer' if silent else 'failed'} ({reason(error)})"
 

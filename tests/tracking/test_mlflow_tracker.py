@@ -563,5 +563,12 @@ def test_tick_of_leaves_out_what_is_no_number():
 
 
 def test_flat_params():
-    params = dict(flat_params({"a": {"b": [1], "c": {}}, "long": "x" * 10_000, "none": None}))
-    assert params == {"a.b": "[1]", "a.c": "{}", "long": "x" * MAX_PARAM_LENGTH, "none": "None"}
+    nested = {"a": {"b": [1], "c": {}}, "long": "x" * 10_000, "none": None, "init_from": "https://me:secret@a.org/x"}
+    expected = {
+        "a.b": "[1]",
+        "a.c": "{}",
+        "long": "x" * MAX_PARAM_LENGTH,
+        "none": "None",
+        "init_from": "https://a.org/x",
+    }
+    assert dict(flat_params(nested)) == expected
