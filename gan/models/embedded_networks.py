@@ -1,9 +1,9 @@
 """StyleGAN2 generator and discriminator (arXiv 1912.04958, 2006.06676) in plain PyTorch, to be used, not trained.
 
 This text is embedded in every network snapshot, so that programs that know nothing of the one that trained it can open
-it by executing the text. It needs torch alone, 1.10 or newer, and makes the same images and scores as the training code
-whose classes, arguments, attributes, parameters and buffers have the same names. Ordinary autograd goes through all of
-it. Copyright: the authors of stylegan2-ada-trainer; licence: Apache-2.0.
+it by executing the text. It needs torch alone (tried from 1.13 on), and makes the same images and scores as the
+training code, whose classes, arguments, attributes, parameters and buffers have the same names. Ordinary autograd goes
+through all of it. Copyright: the authors of stylegan2-ada-trainer; licence: Apache-2.0.
 
 Shapes: N batch, C channels, L = num_ws style inputs of the synthesis network, D = w_dim.
 
