@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import inspect
 import os
 import pickle
@@ -40,6 +41,8 @@ WRITTEN_GLOBALS = frozenset(
 )
 
 _registry: dict[str, type[torch.nn.Module]] = {}
+# Registers its classes when it is imported. A plain `pickle.load` imports this module alone, which knows no networks.
+_REGISTERS = "gan.models"
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,9 +237,12 @@ def _reconstruct_persistent_obj(meta: dict[str, Any]) -> torch.nn.Module:
         checked = _checked(meta)
     except ValueError as error:
         raise pickle.UnpicklingError(str(error)) from error
+    if checked["class_name"] not in _registry:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(_REGISTERS)
     cls = _registry.get(checked["class_name"])
     if cls is None:
-        raise pickle.UnpicklingError(f"the class {checked['class_name']!r} is not known; import gan.models first")
+        raise pickle.UnpicklingError(f"the class {checked['class_name']!r} is not known")
     module = cls.__new__(cls)
     torch.nn.Module.__init__(module)  # what PyTorch wants of every module is not in the file
     state = dict(checked["state"])
