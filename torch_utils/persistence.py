@@ -29,17 +29,6 @@ VERSION = 6  # of the layout
 _MAX_NAME = 100  # characters of a class's name
 _MAX_DEPTH, _MAX_VALUES = 32, 100_000  # of plain values, against cycles and lists of lists of one list
 
-# Everything that a file of ours may name.
-WRITTEN_GLOBALS = frozenset(
-    {
-        ("torch_utils.persistence", "_reconstruct_persistent_obj"),
-        ("torch._utils", "_rebuild_tensor_v2"),
-        ("torch._utils", "_rebuild_parameter"),
-        ("torch.storage", "_load_from_bytes"),
-        ("collections", "OrderedDict"),
-    }
-)
-
 _registry: dict[str, type[torch.nn.Module]] = {}
 # Registers its classes when it is imported. A plain `pickle.load` imports this module alone, which knows no networks.
 _REGISTERS = "gan.models"

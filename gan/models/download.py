@@ -22,6 +22,7 @@ from urllib.request import url2pathname
 from gan.errors import GanError, one_line, printable, without_password
 from gan.files import Locked, disk_size, explain_os_error, flush, lock, readable_size, write_text
 from gan.presets import PRETRAINED, PRETRAINED_BASE
+from torch_utils.user_cache import user_cache
 
 BASE_VARIABLE = "GAN_PRETRAINED_BASE"
 Progress = Callable[[int, int | None], None]  # bytes so far, of how many
@@ -83,8 +84,7 @@ def forget(where: str, path: Path) -> bool:
 
 def cache_folder() -> Path:
     """Where fetched files stay."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "stylegan2-ada-trainer" / "models"
+    return user_cache("models")
 
 
 def _named(name: str, base: str, progress: Progress | None) -> Path:

@@ -71,8 +71,8 @@ def save(
     """Atomically write a snapshot. The networks, on any device and in any mode, are not altered.
 
     Args:
-        half: store float16, half the size, but for tensors with a number that is too large for it. Whoever opens the
-            file has float32, rounded to 3 digits.
+        half: store float16, half the size, but for vectors and for tensors with a number that is too large for it.
+            Whoever opens the file has float32, rounded to 3 digits.
 
     Raises GanError if the file cannot be written, ValueError if training_set_kwargs holds more than plain values or a
     network is of another class.

@@ -17,7 +17,7 @@ from gan.training.branch import finish_going_back, go_back
 from gan.training.micro_batch import release_memory
 from gan.training.run_folder import in_kimg
 from gan.training.signals import Signals
-from gan.training.state_files import SavedState, StateFiles
+from gan.training.state_files import SavedState, StateFiles, states_in
 from gan.training.trainer import Outcome, Trainer
 
 _RATE_AFTER_FAILURE = 0.5
@@ -75,7 +75,7 @@ def begins_anew_from(run_dir: Path, config: TrainConfig) -> str | None:
 
     Raises GanError if that is gone, or states are.
     """
-    if any(run_dir.glob("training-state*.pt")):
+    if states_in(run_dir):
         return None
     _check_that_none_was_lost(run_dir, config)
     if config.init_from is None:

@@ -89,7 +89,7 @@ class StateFiles:
         A line says which ones are damaged. Raises GanError if all are.
         """
         damaged: list[GanError] = []
-        for path in self._paths():
+        for path in states_in(self._run_dir):
             try:
                 saved = read_state(path)
             except GanError as error:
@@ -183,16 +183,10 @@ class StateFiles:
         with contextlib.suppress(OSError):  # it is only too many
             kept.path.unlink()
 
-    def _paths(self) -> list[Path]:
-        """Newest first."""
-        older = [path for path in self._run_dir.glob("training-state-*.pt") if _OLDER.fullmatch(path.name)]
-        older.sort(key=lambda path: path.name, reverse=True)
-        return [self.newest_path, *older] if self.newest_path.exists() else older
-
     def _others(self, besides: Path) -> list[_Kept]:
         """The other states that can be read, without reading them whole; newest first."""
         found = []
-        for path in self._paths():
+        for path in states_in(self._run_dir):
             if path != besides:
                 with contextlib.suppress(GanError):
                     found.append(_Kept(path, _load(path, mmap=True).nimg))
@@ -204,6 +198,14 @@ class StateFiles:
             with contextlib.suppress(GanError):
                 return read_state(one.path)
         return None
+
+
+def states_in(run_dir: Path) -> list[Path]:
+    """The files of all states of a run, newest first."""
+    older = [path for path in run_dir.glob("training-state-*.pt") if _OLDER.fullmatch(path.name)]
+    older.sort(key=lambda path: path.name, reverse=True)
+    newest = run_dir / NEWEST
+    return [newest, *older] if newest.exists() else older
 
 
 def read_state(path: Path) -> SavedState:

@@ -28,6 +28,8 @@ from typing import Any
 
 import torch
 
+from torch_utils.user_cache import user_cache
+
 SWITCH = "GAN_CPU_KERNELS"
 NAMESPACE = "gan_cpu"  # of the operators, torch.ops.gan_cpu
 BUILD_SECONDS = 60.0
@@ -109,8 +111,7 @@ def disabled() -> Iterator[None]:
 
 def cache_folder() -> Path:
     """Where built kernels are kept."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "stylegan2-ada-trainer" / "kernels"
+    return user_cache("kernels")
 
 
 def _prepare(kernel: CpuKernel, timeout: float) -> None:
