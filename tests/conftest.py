@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from host_kernels import HostLaunch
 from tiny import write_dataset
 
-from torch_utils.ops import bias_act, kernels
+from torch_utils.ops import bias_act, cuda_kernels, kernels
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GAN_CPU_KERNELS", "0")  # tests that want them ask for `cpu_kernels`; nothing is built elsewhere
@@ -107,6 +108,33 @@ def cpu_kernels(built_kernel: kernels.CpuKernel, monkeypatch: pytest.MonkeyPatch
     """Has the test run with compiled kernels; their operators."""
     monkeypatch.setattr(bias_act._kernel, "ops", built_kernel.ops)
     return built_kernel.ops
+
+
+@pytest.fixture(scope="session")
+def host_launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, HostLaunch]:
+    """The CUDA kernels as they run on the CPU, by name; each is compiled once, when it is first launched."""
+    folder = tmp_path_factory.mktemp("host_kernels")
+    return {name: HostLaunch(kernel.source, folder) for name, kernel in cuda_kernels.kernels.items()}
+
+
+@pytest.fixture
+def on_host(host_launches: dict[str, HostLaunch], monkeypatch: pytest.MonkeyPatch) -> dict[str, HostLaunch]:
+    """Has the test run with the CUDA kernels, for tensors of the CPU: see host_kernels."""
+    for name, launch in host_launches.items():
+        launch.launched.clear()
+        monkeypatch.setattr(cuda_kernels.kernels[name], "launch", launch)
+        monkeypatch.setattr(cuda_kernels.kernels[name], "device_type", "cpu")
+    return host_launches
+
+
+@pytest.fixture(params=["host", pytest.param("cuda", marks=pytest.mark.gpu)])
+def kernel_device(request: pytest.FixtureRequest) -> torch.device:
+    """Where the CUDA kernels run in this test: compiled for the host, or on a GPU."""
+    if request.param == "host":
+        request.getfixturevalue("on_host")
+        return torch.device("cpu")
+    kernels.prepare("cuda")
+    return torch.device("cuda")
 
 
 @pytest.fixture(scope="session")
