@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import sys
@@ -42,17 +43,35 @@ def hardware() -> dict[str, Any]:
     if cpuinfo.exists():
         names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         cpu = names[0] if names else cpu
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "torch": torch.__version__}
+    found: dict[str, Any] = {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": None, "torch": torch.__version__}
+    if torch.cuda.is_available():
+        about = torch.cuda.get_device_properties(0)
+        found |= {"gpu": about.name, "gpu_memory_gb": about.total_memory / 2**30, "cuda": torch.version.cuda}
+        found |= {"multiprocessors": about.multi_processor_count, "cudnn": torch.backends.cudnn.version()}
+    return found
 
 
-def write(name: str, results: object) -> None:
-    """Write benchmarks/results/NAME.json."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write(name: str, results: object, folder: Path = RESULTS, quiet: bool = False) -> None:
+    """Write NAME.json, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     content = {"hardware": hardware(), "date": time.strftime("%Y-%m-%d"), "results": results}
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"wrote {path}")
+    path.with_suffix(".part").write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(path.with_suffix(".part"), path)
+    if not quiet:
+        print(f"wrote {path}")
+
+
+def earlier(name: str, *folders: Path) -> dict[str, Any]:
+    """The results that NAME.json has, in the first of these folders that has one, and was measured on this hardware."""
+    for folder in folders:
+        path = folder / f"{name}.json"
+        if path.exists():
+            content = json.loads(path.read_text())
+            if content["hardware"] == hardware():
+                results: dict[str, Any] = content["results"]
+                return results
+    return {}
 
 
 def _synchronize() -> None:

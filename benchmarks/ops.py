@@ -1,17 +1,20 @@
-"""Operations against their definition: `python benchmarks/ops.py`."""
+"""Operations against their definition: `python benchmarks/ops.py`; the CUDA kernels alone with `--device cuda`."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import cuda_ops
 import harness
 import torch
 
 from gan import augment
 from gan.networks import modulated_conv2d
 from gan.training.devices import keep_freed_memory
-from torch_utils.ops import bias_act, conv2d_resample, kernels, upfirdn2d
+from torch_utils.ops import bias_act, conv2d_resample, kernels, upfirdn2d, warp
 
 
 def with_gradient(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Callable[[], object]:
@@ -63,11 +66,11 @@ def cases() -> dict[str, dict[str, Callable[[], object]]]:
     turn = augment.rotate2d(torch.full([16], 0.3))
     act_options: dict[str, Any] = {"act": "lrelu", "clamp": 256.0}
 
-    def warp(limit: int) -> Callable[[], object]:
-        run = with_gradient(lambda x: augment.warp(x, turn, lowpass), rgb)
+    def warped(limit: int) -> Callable[[], object]:
+        run = with_gradient(lambda x: warp.warp(x, turn, lowpass), rgb)
 
         def limited() -> object:
-            augment._DENSE_LIMIT = limit
+            warp._DENSE_LIMIT = limit
             return run()
 
         return limited
@@ -95,11 +98,20 @@ def cases() -> dict[str, dict[str, Callable[[], object]]]:
             "ours": with_gradient(lambda x: modulated_conv2d(x, w, s, padding=1), conv),
             "plain": with_gradient(lambda x: modulated_conv_plain(x, w, s), conv),
         },
-        "warp of 16x3x64x64: matrix products against FIR passes": {"ours": warp(300), "plain": warp(0)},
+        "warp of 16x3x64x64: matrix products against FIR passes": {"ours": warped(300), "plain": warped(0)},
     }
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--rehearse", action="store_true", help="the cases of CUDA with tiny tensors on --device")
+    parser.add_argument("--only", default="", help="cases of CUDA whose name contains this")
+    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder")
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" or arguments.rehearse:
+        cuda_ops.measure(torch.device(arguments.device), arguments.out, arguments.rehearse, arguments.only)
+        return
     torch.manual_seed(0)
     results = {}
     keep_freed_memory()
@@ -110,7 +122,7 @@ def main() -> None:
         ratio = timing["plain"]["median_ms"] / timing["ours"]["median_ms"]
         print(f"{name:58s} {timing['ours']['median_ms']:9.2f} {timing['plain']['median_ms']:9.2f} {ratio:6.2f}")
         results[name] = {**timing, "ratio": ratio}
-    harness.write("ops", results)
+    harness.write("ops", results, arguments.out)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ def train_step() -> None:
     found = results("train_step")
     header("case", "ours ms", "plain ms", "ratio", "share of the ceiling", "sec/kimg")
     for name, result in found.items():
+        if "error" in result:
+            row(name, result["error"])
+            continue
         plain, ratio = "", ""
         if result["plain"]:
             plain, ratio = spread(result["plain"]["step_ms"]), f"**{result['ratio']:.2f}**"
@@ -40,6 +43,39 @@ def train_step() -> None:
         if result["plain"]:
             for side, phases in (("ours", result["phases"]), ("plain", result["plain"]["phases"])):
                 row(f"{name}, {side}", *(f"{phase['ms']:.0f}" for phase in phases.values()))
+
+
+def train_step_cuda() -> None:
+    header("case", "ms a step", "sec/kimg", "share of the ceiling", "peak GB", "plain / ours", "computed by")
+    for name, result in results("train_step_cuda").items():
+        if "error" in result:
+            row(name, result["error"])
+            continue
+        step, share = result["step_ms"], f"{result['ceiling']['share']:.0%}"
+        spread = f"{step['median']:.1f} ({step['min']:.1f} to {step['max']:.1f})"
+        ratio = f"**{result['ratio']:.2f}**" if result["ratio"] else ""
+        peak = f"{result['memory']['peak_gb']:.2f}"
+        row(name, spread, f"{result['sec_per_kimg']:.2f}", share, peak, ratio, result["computing"])
+
+
+def ops_cuda() -> None:
+    found = results("ops_cuda")
+    launch = found["call_microseconds"]
+    print(f"A device copy moves {found['copy_gb_per_second']:.0f} GB/s. {found['prepared']}.")
+    print(f"A call costs the host {launch['ours']:.1f} us, PyTorch's operations {launch['native']:.1f} us.\n")
+    header(
+        "operation", *(f"{each}: ms, GB/s, of copy, to native, to ref" for each in ("forward", "backward", "second"))
+    )
+    for name, result in found["cases"].items():
+        if "error" in result:
+            row(name, result["error"])
+            continue
+        cells = []
+        for each, ours in result["ours"].items():
+            ratios = (f"{result[way][each]['ms'] / ours['ms']:.1f}" for way in ("native", "ref"))
+            share = f"{ours['share_of_copy']:.0%}"
+            cells.append(", ".join([f"{ours['ms']:.3f}", f"{ours['gb_per_second']:.0f}", share, *ratios]))
+        row(name, *cells)
 
 
 def scaling() -> None:
@@ -99,7 +135,7 @@ def faults() -> None:
 
 
 def main() -> None:
-    for table in (train_step, scaling, profile, quality, pack, model_files, faults):
+    for table in (train_step, train_step_cuda, ops_cuda, scaling, profile, quality, pack, model_files, faults):
         if (harness.RESULTS / f"{table.__name__}.json").exists():
             print(f"\n## {table.__name__}\n")
             table()

@@ -7,12 +7,13 @@ at once, the geometric ones become one matrix per image and one warp, the colour
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from torch_utils.ops import grid_sample, upfirdn2d
+from torch_utils.ops import upfirdn2d
+from torch_utils.ops.warp import reflected, warp
 
 # Decomposition low-pass filters of two symlets (Daubechies, Ten Lectures on Wavelets, table 8.1).
 _SYM2 = (-0.12940952255092145, 0.22414386804185735, 0.836516303737469, 0.48296291314469025)
@@ -30,7 +31,6 @@ _SYM6 = (
     0.0017677118642428036,
     -0.007800708325034148,
 )
-_DENSE_LIMIT = 300  # pixels; see on_both_axes
 
 
 class AugmentPipe(torch.nn.Module):
@@ -129,31 +129,33 @@ class AugmentPipe(torch.nn.Module):
             quarter_turns = draw.gated(self.rotate90, (draw.uniform() * 4).floor(), 0)
             inverse = product(inverse, rotate2d(quarter_turns * (math.pi / 2)))
         if self.xint:
-            gate = draw.gate(self.xint)  # one gate for both axes
-            tx = draw.choose(gate, (draw.uniform() * 2 - 1) * self.xint_max, 0)
-            ty = draw.choose(gate, (draw.uniform() * 2 - 1) * self.xint_max, 0)
+            closed = draw.closed(self.xint)  # one gate for both axes
+            tx = draw.choose(closed, (draw.uniform() * 2 - 1) * self.xint_max, 0)
+            ty = draw.choose(closed, (draw.uniform() * 2 - 1) * self.xint_max, 0)
             inverse = product(inverse, translate2d(-(tx * width).round(), -(ty * height).round()))
         if self.scale:
             s = draw.gated(self.scale, (draw.normal() * self.scale_std).exp2(), 1)
-            inverse = product(inverse, scale2d(1 / s, 1 / s))
+            shrunk = s.reciprocal()
+            inverse = product(inverse, scale2d(shrunk, shrunk))
         if self.rotate:
-            inverse = product(inverse, rotate2d(self._angle(draw)))
+            either = 1 - (1 - self.rotate * self.p).clamp(0, 1).sqrt()
+            inverse = product(inverse, rotate2d(self._angle(draw, either)))
         if self.aniso:
             s = draw.gated(self.aniso, (draw.normal() * self.aniso_std).exp2(), 1)
-            inverse = product(inverse, scale2d(1 / s, s))
-        if self.rotate:
-            inverse = product(inverse, rotate2d(self._angle(draw) * (0 if draw.deterministic else 1)))
+            inverse = product(inverse, scale2d(s.reciprocal(), s))
+        if self.rotate and not draw.deterministic:
+            inverse = product(inverse, rotate2d(self._angle(draw, either)))
         if self.xfrac:
-            gate = draw.gate(self.xfrac)
-            tx = draw.choose(gate, draw.normal() * self.xfrac_std, 0)
-            ty = draw.choose(gate, draw.normal() * self.xfrac_std, 0)
+            closed = draw.closed(self.xfrac)
+            tx = draw.choose(closed, draw.normal() * self.xfrac_std, 0)
+            ty = draw.choose(closed, draw.normal() * self.xfrac_std, 0)
             inverse = product(inverse, translate2d(-tx * width, -ty * height))
         return inverse
 
-    def _angle(self, draw: Draws) -> torch.Tensor:
-        """One of the two rotations `[N]`, so probable that either happens with probability rotate * p."""
-        gate = draw.raw_gate(1 - (1 - self.rotate * self.p).clamp(0, 1).sqrt())
-        return draw.choose(gate, (draw.uniform() * 2 - 1) * (math.pi * self.rotate_max), 0)
+    def _angle(self, draw: Draws, probability: torch.Tensor) -> torch.Tensor:
+        """One of the two rotations `[N]`, each so probable that either happens with probability rotate * p."""
+        closed = draw.closed_but_for(probability)
+        return draw.choose(closed, (draw.uniform() * 2 - 1) * (math.pi * self.rotate_max), 0)
 
     def _colour_matrix(self, draw: Draws, channels: int) -> torch.Tensor:
         """Matrices `[N, 4, 4]` on homogeneous colours."""
@@ -221,21 +223,21 @@ class Draws:
             return next(self._normal).abs()
         return torch.erfinv(torch.full([self.n], self.percentile, device=self.device))
 
-    def gate(self, multiplier: float) -> torch.Tensor | None:
-        """Which images are transformed, `[n]` bool: each with probability multiplier * p. None: all of them."""
-        return self.raw_gate(self.p * multiplier)
+    def closed(self, multiplier: float) -> torch.Tensor | None:
+        """Which images stay as they are, `[n]` bool: each is transformed with probability multiplier * p. None: all."""
+        return self.closed_but_for(self.p if multiplier == 1 else self.p * multiplier)
 
-    def raw_gate(self, probability: torch.Tensor) -> torch.Tensor | None:
-        """Like `gate`, with the probability itself."""
-        return None if self.deterministic else self.uniform() < probability
+    def closed_but_for(self, probability: torch.Tensor) -> torch.Tensor | None:
+        """Like `closed`, with the probability itself."""
+        return None if self.deterministic else self.uniform() >= probability
 
-    def choose(self, gate: torch.Tensor | None, value: torch.Tensor, neutral: float) -> torch.Tensor:
-        """`value` where the gate is open, otherwise the neutral one."""
-        return value if gate is None else torch.where(gate, value, torch.full_like(value, neutral))
+    def choose(self, closed: torch.Tensor | None, value: torch.Tensor, neutral: float) -> torch.Tensor:
+        """`value` where the gate is open, otherwise the neutral one; in place."""
+        return value if closed is None else value.masked_fill_(closed, neutral)
 
     def gated(self, multiplier: float, value: torch.Tensor, neutral: float) -> torch.Tensor:
         """`choose` with a gate of its own."""
-        return self.choose(self.gate(multiplier), value, neutral)
+        return self.choose(self.closed(multiplier), value, neutral)
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -245,125 +247,52 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def translate2d(tx: torch.Tensor, ty: torch.Tensor) -> torch.Tensor:
     """`[N]`, `[N]` -> `[N, 3, 3]`."""
-    zero, one = torch.zeros_like(tx), torch.ones_like(tx)
+    zero, one = _zero_and_one(tx)
     return _matrix([[one, zero, tx], [zero, one, ty], [zero, zero, one]])
 
 
 def scale2d(sx: torch.Tensor, sy: torch.Tensor) -> torch.Tensor:
     """`[N]`, `[N]` -> `[N, 3, 3]`."""
-    zero, one = torch.zeros_like(sx), torch.ones_like(sx)
+    zero, one = _zero_and_one(sx)
     return _matrix([[sx, zero, zero], [zero, sy, zero], [zero, zero, one]])
 
 
 def rotate2d(theta: torch.Tensor) -> torch.Tensor:
     """Radians `[N]` -> `[N, 3, 3]`."""
-    zero, one, cos, sin = torch.zeros_like(theta), torch.ones_like(theta), theta.cos(), theta.sin()
+    (zero, one), cos, sin = _zero_and_one(theta), theta.cos(), theta.sin()
     return _matrix([[cos, -sin, zero], [sin, cos, zero], [zero, zero, one]])
 
 
 def translate3d(t: torch.Tensor) -> torch.Tensor:
     """The same shift `[N]` of all three colours -> `[N, 4, 4]`."""
-    zero, one = torch.zeros_like(t), torch.ones_like(t)
+    zero, one = _zero_and_one(t)
     return _matrix([[one, zero, zero, t], [zero, one, zero, t], [zero, zero, one, t], [zero, zero, zero, one]])
 
 
 def scale3d(s: torch.Tensor) -> torch.Tensor:
     """The same factor `[N]` for all three colours -> `[N, 4, 4]`."""
-    zero, one = torch.zeros_like(s), torch.ones_like(s)
+    zero, one = _zero_and_one(s)
     return _matrix([[s, zero, zero, zero], [zero, s, zero, zero], [zero, zero, s, zero], [zero, zero, zero, one]])
 
 
 def rotate_about_luma(theta: torch.Tensor) -> torch.Tensor:
     """Rotation by radians `[N]` about the axis (1, 1, 1) of RGB space -> `[N, 4, 4]` (Rodrigues' formula)."""
-    zero, one, cos = torch.zeros_like(theta), torch.ones_like(theta), theta.cos()
-    same = cos + (1 - cos) / 3
-    less, more = (1 - cos) / 3 - theta.sin() / 3**0.5, (1 - cos) / 3 + theta.sin() / 3**0.5
+    (zero, one), cos = _zero_and_one(theta), theta.cos()
+    third, side = (1 - cos) / 3, theta.sin() / 3**0.5
+    same, less, more = cos + third, third - side, third + side
     return _matrix(
         [[same, less, more, zero], [more, same, less, zero], [less, more, same, zero], [zero, zero, zero, one]]
     )
 
 
+def _zero_and_one(like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both `[N]`, of one launch."""
+    zero, one = torch.arange(2, dtype=like.dtype, device=like.device)
+    return zero.expand_as(like), one.expand_as(like)
+
+
 def _matrix(rows: list[list[torch.Tensor]]) -> torch.Tensor:
     return torch.stack([entry for row in rows for entry in row], dim=-1).unflatten(-1, (len(rows), -1))
-
-
-def warp(images: torch.Tensor, inverse: torch.Tensor, lowpass: torch.Tensor) -> torch.Tensor:
-    """Resample images through `inverse`, without aliasing, the picture continued by reflection outside its borders.
-
-    Twofold oversampling with an orthogonal low-pass (sym6), bilinear lookup, and the same filter flipped on the way
-    down. A reflected picture is periodic with 2 * (size - 1) pixels, so one upsampled period holds the whole plane;
-    positions are taken modulo that period, and no padding has to be sized by reading the matrices.
-
-    Args:
-        images: `[N, C, H, W]`.
-        inverse: `[N, 3, 3]`, output to input position, in pixels from the centre.
-        lowpass: `[taps]`.
-    """
-    height, width = images.shape[2:]
-    margin = lowpass.shape[0] // 4  # output pixels beyond the border that the downsampling filter looks at
-    plane = on_both_axes(images, lambda rows: _upsampled_period(rows, lowpass))
-    period_x, period_y = plane.shape[3] - 1, plane.shape[2] - 1  # the last row and column repeat the first
-
-    x = _sample_positions(width, margin, images)  # [W'] in output pixels from the centre
-    y = _sample_positions(height, margin, images)  # [H']
-    a = inverse[:, :2, :, None, None]
-    position = a[:, :, 0] * x[None, None, None, :] + a[:, :, 1] * y[None, None, :, None] + a[:, :, 2]  # [N, 2, H', W']
-    # Index into the upsampled plane, whose pixel k stands for the position (k + 1) / 2 from the left edge: its middle,
-    # (k + 0.5) / 2, and the quarter of a pixel by which sym6 leans off the middle of its taps.
-    u = (position[:, 0] * 2 + (width - 1)).remainder(period_x)
-    v = (position[:, 1] * 2 + (height - 1)).remainder(period_y)
-    grid = torch.stack([(2 * u + 1) / (period_x + 1) - 1, (2 * v + 1) / (period_y + 1) - 1], dim=-1)
-    sampled = grid_sample.grid_sample(plane, grid)
-    return on_both_axes(sampled, lambda rows: _downsampled(rows, lowpass, margin))
-
-
-def _sample_positions(size: int, margin: int, like: torch.Tensor) -> torch.Tensor:
-    """Positions of the twice oversampled output pixels, `[2 * (size + 2 * margin)]`, in pixels from the centre.
-
-    They lie a quarter of a pixel right of the middle of each half pixel, for the same lean of sym6.
-    """
-    k = torch.arange(2 * (size + 2 * margin), dtype=like.dtype, device=like.device)
-    return (k + 1) / 2 - margin - size / 2
-
-
-def on_both_axes(images: torch.Tensor, operation: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Apply a linear operation on axis 2 of `[N, C, H, W]` to axes 2 and 3.
-
-    Up to a size, as two products with its matrix: FIR passes over three channels are the slowest thing that a CPU can
-    be given, and at these sizes the product is no more work. Its cost grows with the third power, though.
-    """
-    height, width = images.shape[2:]
-    if max(height, width) > _DENSE_LIMIT:
-        return operation(operation(images).transpose(2, 3)).transpose(2, 3)
-    rows = operation(torch.eye(height, dtype=images.dtype, device=images.device)[None, None])
-    columns = rows
-    if width != height:
-        columns = operation(torch.eye(width, dtype=images.dtype, device=images.device)[None, None])
-    return rows @ images @ columns.transpose(2, 3)
-
-
-def _upsampled_period(rows: torch.Tensor, lowpass: torch.Tensor) -> torch.Tensor:
-    """One period of the rows continued by reflection, upsampled by 2: H rows become 4 * (H - 1) + 1."""
-    size = rows.shape[2]
-    margin = (lowpass.shape[0] // 2 + 1) // 2  # input pixels that the filter sees beyond the period
-    extended = torch.arange(-margin, 2 * (size - 1) + margin + 1, device=rows.device)
-    rows = rows.index_select(2, reflected(extended, size))
-    pads = [0, 0, -2 * margin, -2 * margin - 1]
-    return upfirdn2d.upsample2d(rows, lowpass[:, None], up=[1, 2], padding=pads)
-
-
-def _downsampled(rows: torch.Tensor, lowpass: torch.Tensor, margin: int) -> torch.Tensor:
-    """Rows downsampled by 2, less `margin` rows on either side: `[N, C, 2 * (H + 2 * margin), W]` -> `[N, C, H, W]`."""
-    pads = [0, 0, -2 * margin, -2 * margin]
-    return upfirdn2d.downsample2d(rows, lowpass[:, None], down=[1, 2], padding=pads, flip_filter=True)
-
-
-def reflected(index: torch.Tensor, size: int) -> torch.Tensor:
-    """Pixel indices of any size folded into `[0, size)` by reflection about the first and the last pixel."""
-    if size == 1:
-        return torch.zeros_like(index)
-    index = index.remainder(2 * (size - 1))
-    return torch.minimum(index, 2 * (size - 1) - index)
 
 
 def apply_colour(images: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

@@ -209,6 +209,8 @@ class TrainConfig:
     cache: str = "auto"
     cache_dir: str | None = None
     cuda_graphs: str = "auto"
+    ops: str = "auto"
+    """--ops: which kernels"""
     keep: int | None = None
     """newest snapshots that stay; None: all"""
     keep_every: int | None = None

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from gan.image_size import MAX_BASE_AREA, MIN_BASE, base_size, is_trainable, nominal_resolution
-from torch_utils.ops import bias_act, conv2d_resample, upfirdn2d
+from torch_utils.ops import bias_act, conv2d_resample, noise_bias_act, upfirdn2d
 
 # What "half precision" means where nobody said: a network out of a file draws the same picture on every CPU.
 _HALF_DTYPE = {"cuda": torch.float16}
@@ -63,7 +63,8 @@ def modulated_conv2d(
     """
     value, factor = scaled_weight(weight, x.dtype, demodulate=demodulate)
     energy = weight_energy(weight, factor) if demodulate else None
-    return _modulated(x, value, energy, styles, noise, up, down, padding, resample_filter, flip_weight)
+    x, d = _modulated(x, value, energy, styles, up, down, padding, resample_filter, flip_weight)
+    return noise_bias_act.noise_bias_act(x, d, noise)
 
 
 def _modulated(
@@ -71,24 +72,21 @@ def _modulated(
     weight: torch.Tensor,
     energy: torch.Tensor | None,
     styles: torch.Tensor,
-    noise: torch.Tensor | None,
     up: int,
     down: int,
     padding: int,
     resample_filter: torch.Tensor | None,
     flip_weight: bool,
-) -> torch.Tensor:
-    """`modulated_conv2d` with the weight in x's dtype; energy `[O, I]` is None without demodulation."""
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`modulated_conv2d` without noise, with the weight in x's dtype, and the factor of the normalisation `[N, O]` that
+    is still to be applied; energy `[O, I]` and the factor are None without demodulation."""
     if x.dtype == torch.float16 and energy is not None:
         styles = styles / styles.abs().amax(dim=1, keepdim=True)  # see scaled_weight
-    x = x * styles.to(x.dtype)[:, :, None, None]
+    x = noise_bias_act.noise_bias_act(x, styles)
     x = conv2d_resample.conv2d_resample(
         x, weight, f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight
     )
-    if energy is not None:
-        d = (styles.square() @ energy.t() + 1e-8).rsqrt().to(x.dtype)[:, :, None, None]  # [N, O, 1, 1]
-        return x * d if noise is None else torch.addcmul(noise.to(x.dtype), x, d)
-    return x if noise is None else x + noise.to(x.dtype)
+    return x, None if energy is None else (styles.square() @ energy.t() + 1e-8).rsqrt()
 
 
 def scaled_weight(
@@ -420,24 +418,30 @@ class SynthesisLayer(_Convolution):
         noise = None
         if self.use_noise and noise_mode == "random":
             noise = torch.randn([x.shape[0], 1, *height_width(self.resolution)], device=x.device)
-            noise = noise * self.noise_strength
         elif self.use_noise and noise_mode == "const":
-            noise = self.noise_const * self.noise_strength
+            noise = self.noise_const
         weight, energy = self.convolution_weight(x)
-        x = _modulated(
+        x, d = _modulated(
             x,
             weight,
             energy,
             self.affine(w),
-            noise,
             up=self.up,
             down=1,
             padding=self.padding,
             resample_filter=self.resample_filter,
             flip_weight=self.up == 1,
         )
-        clamp = self.conv_clamp * gain if self.conv_clamp is not None else None
-        return bias_act.bias_act(x, self.bias.to(x.dtype), act=self.activation, gain=self.act_gain * gain, clamp=clamp)
+        return noise_bias_act.noise_bias_act(
+            x,
+            d,
+            noise,
+            None if noise is None else self.noise_strength,
+            self.bias,
+            act=self.activation,
+            gain=self.act_gain * gain,
+            clamp=self.conv_clamp * gain if self.conv_clamp is not None else None,
+        )
 
 
 class ToRGBLayer(_Recorded):

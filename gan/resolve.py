@@ -89,6 +89,7 @@ def resolve(options: TrainOptions, data: DataInfo, source: SourceInfo | None = N
         cache=o.cache,
         cache_dir=o.cache_dir,
         cuda_graphs=o.cuda_graphs,
+        ops=o.ops,
         keep=o.keep,
         keep_every=o.keep_every,
         save_every=o.save_every,

@@ -16,10 +16,18 @@ from host_kernels import HostLaunch
 from tiny import write_dataset
 
 from torch_utils.ops import bias_act, cuda_kernels, kernels
+from torch_utils.ops import cpu_kernels as compiled
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GAN_CPU_KERNELS", "0")  # tests that want them ask for `cpu_kernels`; nothing is built elsewhere
 torch.set_num_threads(1)  # tensors this small gain nothing from threads, and lose much when the cores are busy
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: a process for every core that we may use, as tests measure time; but each takes up to 1 GB."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -89,13 +97,13 @@ def whole(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built_kernel(tmp_path_factory: pytest.TempPathFactory) -> kernels.CpuKernel:
+def built_kernel(tmp_path_factory: pytest.TempPathFactory) -> compiled.CpuKernel:
     """The kernel of bias_act, built once into a cache of its own and not switched on; skips where none can be built."""
     kernel = dataclasses.replace(bias_act._kernel, ops=None, prepared=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv(kernels.SWITCH)
-        kernels._prepare(kernel, timeout=120)
+        patch.delenv(compiled.SWITCH)
+        compiled._prepare(kernel, timeout=120)
     if kernel.ops is None:
         if "not found" in kernel.reason or "was found" in kernel.reason or "Windows" in kernel.reason:
             pytest.skip(kernel.reason)
@@ -104,7 +112,7 @@ def built_kernel(tmp_path_factory: pytest.TempPathFactory) -> kernels.CpuKernel:
 
 
 @pytest.fixture
-def cpu_kernels(built_kernel: kernels.CpuKernel, monkeypatch: pytest.MonkeyPatch) -> Any:
+def cpu_kernels(built_kernel: compiled.CpuKernel, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Has the test run with compiled kernels; their operators."""
     monkeypatch.setattr(bias_act._kernel, "ops", built_kernel.ops)
     return built_kernel.ops
@@ -133,7 +141,7 @@ def kernel_device(request: pytest.FixtureRequest) -> torch.device:
     if request.param == "host":
         request.getfixturevalue("on_host")
         return torch.device("cpu")
-    kernels.prepare("cuda")
+    kernels.prepare("cuda", "cuda")
     return torch.device("cuda")
 
 

@@ -1,10 +1,13 @@
 // Stands for the language of the device when a kernel is compiled for the host: g++ -DGAN_HOST -include host_cuda.h.
 //
 // Blocks run one after the other. The threads of a block are fibers that run until they wait, for their block
-// (__syncthreads) or for their warp (shuffles); what would hang a GPU ends the process with a message.
+// (__syncthreads) or for their warp (shuffles); what would hang a GPU ends the process with a message. Fibers are made
+// once and change places by setjmp and longjmp, as swapcontext asks the system for the signal mask each time.
 
 #pragma once
 
+#undef _FORTIFY_SOURCE  // takes a jump to another stack for an error
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -17,6 +20,7 @@
 #define __device__
 #define __global__
 #define __forceinline__ inline
+#define __noinline__ __attribute__((noinline))
 #define __restrict__ __restrict
 #define __shared__ static  // one block at a time
 #define __launch_bounds__(...)
@@ -32,26 +36,46 @@ namespace host {
 enum State { RUNS, WAITS_FOR_BLOCK, WAITS_FOR_WARP, DONE };
 
 struct Fiber {
-  ucontext_t context;
+  jmp_buf place;
   std::vector<char> stack;
   State state;
+  unsigned shuffles;
+  bool made;
 };
 
 static std::vector<Fiber> fibers;
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static unsigned current;  // index of the running thread in its block
 static const std::function<void()>* kernel;
-static std::vector<double> slots;  // what the threads of a block show each other in shuffles
+static std::vector<double> slots[2];  // what the threads of a block show each other in shuffles, even and odd ones
+
+inline void leave(State state) {
+  fibers[current].state = state;
+  if (!_setjmp(fibers[current].place)) _longjmp(scheduler, 1);
+}
 
 inline void body() {
-  (*kernel)();
-  fibers[current].state = DONE;
+  for (;;) {
+    (*kernel)();
+    leave(DONE);  // and comes back as a thread of the next block
+  }
+}
+
+inline void enter(Fiber& fiber) {
+  if (_setjmp(scheduler)) return;
+  if (fiber.made) _longjmp(fiber.place, 1);
+  fiber.made = true;
+  ucontext_t start;
+  getcontext(&start);
+  start.uc_stack.ss_sp = fiber.stack.data();
+  start.uc_stack.ss_size = fiber.stack.size();
+  makecontext(&start, body, 0);
+  setcontext(&start);
 }
 
 inline void wait(State state) {
-  fibers[current].state = state;
   const unsigned self = current;
-  swapcontext(&fibers[self].context, &scheduler);
+  leave(state);
   const unsigned plane = blockDim.x * blockDim.y;
   threadIdx = {self % blockDim.x, self % plane / blockDim.x, self / plane};
 }
@@ -76,22 +100,20 @@ inline bool release(unsigned count) {
 
 inline void run_block(unsigned count) {
   for (unsigned i = 0; i < count; ++i) {
-    Fiber& fiber = fibers[i];
-    fiber.state = RUNS;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.data();
-    fiber.context.uc_stack.ss_size = fiber.stack.size();
-    fiber.context.uc_link = &scheduler;
-    makecontext(&fiber.context, body, 0);
+    fibers[i].state = RUNS;
+    fibers[i].shuffles = 0;
   }
   const unsigned plane = blockDim.x * blockDim.y;
+  static bool backwards;  // every other block, so that one who reads what no barrier promises him reads it too early
+  backwards = !backwards;
   for (;;) {
     bool all_done = true;
-    for (unsigned i = 0; i < count; ++i) {
+    for (unsigned turn = 0; turn < count; ++turn) {
+      const unsigned i = backwards ? count - 1 - turn : turn;
       if (fibers[i].state != RUNS) continue;
       current = i;
       threadIdx = {i % blockDim.x, i % plane / blockDim.x, i / plane};
-      swapcontext(&scheduler, &fibers[i].context);
+      enter(fibers[i]);
     }
     for (unsigned i = 0; i < count; ++i) all_done &= fibers[i].state == DONE;
     if (all_done) return;
@@ -108,7 +130,7 @@ inline void run(const unsigned* dims, const std::function<void()>& function) {
   const unsigned count = blockDim.x * blockDim.y * blockDim.z;
   if (fibers.size() < count) fibers.resize(count);
   for (Fiber& fiber : fibers) fiber.stack.resize(1 << 16);
-  slots.resize(count);
+  for (std::vector<double>& each : slots) each.resize(fibers.size());
   kernel = &function;
   for (unsigned z = 0; z < gridDim.z; ++z)
     for (unsigned y = 0; y < gridDim.y; ++y)
@@ -139,19 +161,19 @@ inline unsigned short to_half(float value) {
     std::memcpy(&p, params, sizeof p);                             \
     host::run(dims, [&] { __VA_ARGS__(p); });                      \
   }                                                                  \
-  extern "C" const unsigned name##_size = sizeof(Params);
+  extern "C" const unsigned name##_size = sizeof(Params);             \
+  extern "C" const unsigned name##_threads = BLOCK_THREADS;
 
 inline void __syncthreads() { host::wait(host::WAITS_FOR_BLOCK); }
 
 template <class T>
 inline T __shfl_xor_sync(unsigned, T value, int mask) {
   const unsigned self = host::current;
-  host::slots[self] = value;
+  // Who is in the next shuffle may write while others still read what this one was told, but not in the one after.
+  std::vector<double>& shown = host::slots[host::fibers[self].shuffles++ % 2];
+  shown[self] = value;
   host::wait(host::WAITS_FOR_WARP);
-  const unsigned other = self ^ static_cast<unsigned>(mask);
-  const T result = static_cast<T>(host::slots[other]);
-  host::wait(host::WAITS_FOR_WARP);
-  return result;
+  return static_cast<T>(shown[self ^ static_cast<unsigned>(mask)]);
 }
 
 inline float __uint_as_float(unsigned bits) {

@@ -27,8 +27,10 @@ class HostLaunch:
         assert device.type == "cpu"
         # The limits of every CUDA device.
         assert all(0 < side < limit for side, limit in zip(grid, (2**31, 2**16, 2**16), strict=True)), grid
-        assert 0 < block[0] * block[1] * block[2] <= 1024, block
+        assert all(0 < side <= limit for side, limit in zip(block, (1024, 1024, 64), strict=True)), block
         library = self._loaded()
+        threads = ctypes.c_uint.in_dll(library, f"{entry}_threads").value
+        assert block[0] * block[1] * block[2] <= threads, f"{entry} is compiled for blocks of {threads} threads"
         size = ctypes.c_uint.in_dll(library, f"{entry}_size").value
         assert len(params) == size, f"{entry} takes {size} bytes of parameters, not {len(params)}"
         getattr(library, entry)(params, (ctypes.c_uint * 6)(*grid, *block))
@@ -40,6 +42,8 @@ class HostLaunch:
             if compiler is None:
                 pytest.skip("no g++ to compile the kernels for the host")
             command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
+            # A GPU reads and writes packs at multiples of their size only; a CPU would not mind.
+            command += ["-fsanitize=alignment", "-fno-sanitize-recover=alignment"]
             command += ["-DGAN_HOST", "-include", str(SHIM), "-x", "c++", str(self._source), "-o", str(self._path)]
             subprocess.run(command, check=True)
             self._library = ctypes.CDLL(str(self._path))

@@ -47,6 +47,12 @@ class TestGolden:
         assert y.shape == expected.shape
         assert (y - expected).abs().max() <= 1e-5 * expected.abs().max()
 
+    def test_the_cuda_kernels_make_the_golden_pictures_too(self, kernel_device):
+        for i, case in enumerate(CASES):
+            augmented = AugmentPipe(**case["kwargs"]).to(kernel_device)
+            y = augmented(GOLDEN[case["input"]].to(kernel_device), debug_percentile=case["percentile"]).cpu()
+            assert (y - GOLDEN[f"{i}.y"]).abs().max() <= 1e-5 * GOLDEN[f"{i}.y"].abs().max(), case
+
     @pytest.mark.parametrize("name", ["Hz_geom", "Hz_fbank"])
     def test_filters_equal_the_golden_ones(self, name):
         torch.testing.assert_close(AugmentPipe().state_dict()[name], GOLDEN[name], rtol=1e-6, atol=1e-7)
@@ -425,41 +431,6 @@ class TestChannels:
         with pytest.raises(ValueError, match="colour transforms take images of 1, 3 or 4 channels, not 2"):
             pipe(brightness=1)(torch.zeros(1, 2, 8, 8))
         assert pipe(**GEOMETRY)(torch.zeros(1, 2, 8, 8)).shape == (1, 2, 8, 8)
-
-
-class TestWarp:
-    @pytest.mark.parametrize("shape", [(2, 3, 16, 16), (2, 1, 12, 20), (1, 2, 5, 7)], ids=str)
-    def test_dense_products_and_fir_passes_agree(self, monkeypatch, shape):
-        images = pictures(*shape, dtype=torch.float64)
-        inverse = torch.eye(3, dtype=torch.float64) + 0.2 * pictures(shape[0], 3, 3, seed=1, dtype=torch.float64)
-        lowpass = AugmentPipe().Hz_geom.double()
-
-        def result(limit):
-            monkeypatch.setattr(augment, "_DENSE_LIMIT", limit)
-            x = images.clone().requires_grad_()
-            y = augment.warp(x, inverse, lowpass)
-            return y.detach(), torch.autograd.grad(y.square().sum(), x)[0]
-
-        for dense, fir in zip(result(10**9), result(0), strict=True):
-            torch.testing.assert_close(dense, fir, rtol=1e-10, atol=1e-12)
-
-    def test_the_route_depends_on_the_size(self, monkeypatch):
-        seen = []
-        monkeypatch.setattr(augment, "_DENSE_LIMIT", 8)
-        for size in (8, 9):
-            augment.on_both_axes(torch.zeros(1, 1, size, 4), lambda rows: seen.append(tuple(rows.shape)) or rows)
-        assert seen == [(1, 1, 8, 8), (1, 1, 4, 4), (1, 1, 9, 4), (1, 1, 4, 9)]
-
-    def test_pictures_go_on_by_reflection_however_far(self):
-        images = pictures(1, 3, 8, 8)
-        far = torch.tensor([[[1.0, 0, 14 * 25], [0, 1, -14 * 31], [0, 0, 1]]])  # whole periods of 2 * (8 - 1)
-        torch.testing.assert_close(augment.warp(images, far, AugmentPipe().Hz_geom), images, rtol=0, atol=1e-3)
-
-    @pytest.mark.parametrize("index", [-9, -4, -1, 0, 3, 4, 7, 100])
-    def test_reflection_turns_at_the_first_and_last_pixel(self, index):
-        padded = np.pad(np.arange(4), (120, 120), mode="reflect")
-        assert augment.reflected(torch.tensor(index), 4).item() == padded[120 + index]
-        assert augment.reflected(torch.tensor(index), 1).item() == 0
 
 
 class TestFilter:

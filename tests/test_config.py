@@ -101,6 +101,7 @@ class TestOptions:
             ({"precision": "fp32"}, lambda c: (c.precision, c.network.num_fp16_res), ("fp32", 0)),
             ({"fp32": True}, lambda c: (c.precision, c.network.conv_clamp), ("fp32", None)),
             ({"tf32": False}, lambda c: c.tf32, False),
+            ({"ops": "ref"}, lambda c: c.ops, "ref"),
             ({"resume": "x"}, lambda c: (c.init_from, c.augment.ada_kimg, c.optim.ema_rampup), ("x", 100, None)),
             ({"demo": True, "aug": "ada"}, lambda c: c.augment.target, 0.6),
             ({"desc": "first-try"}, lambda c: c.desc, "pets-auto1-first-try"),

@@ -49,11 +49,12 @@ def test_repeating_the_command_of_the_run_is_fine() -> None:
 
 
 def test_what_only_says_where_and_how_long_is_honoured_and_said() -> None:
-    going_on = go_on(run(batch=32), kimg=50, device="cpu", workers=3, keep=2, keep_every=10, save_every=2.5)
+    going_on = go_on(run(batch=32), kimg=50, device="cpu", ops="ref", workers=3, keep=2, keep_every=10, save_every=2.5)
     assert going_on.problems == []
     assert going_on.changed == [
         "--kimg 50, which was 25000",
         "--device cpu, which was auto",
+        "--ops ref, which was auto",
         "--workers 3, which was not given",
         "--keep 2, which was not given",
         "--keep-every 10, which was not given",

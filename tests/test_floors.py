@@ -32,6 +32,7 @@ FLOORS = {
     "gan.latent": 4,
     "gan.training": 5,
     "gan.bench": 5.5,
+    "gan.doctor": 5.75,
     "gan.cli": 6,
     "gan.__main__": 7,
 }
@@ -81,7 +82,8 @@ WITHOUT_TORCH = {
     *("gan.errors", "gan.files", "gan.memory", "gan.presets", "gan.image_size"),
     *("gan.train_options", "gan.config", "gan.resolve", "gan.continuation"),
     *(set(within(MODULES, "gan.data")) - WITH_TORCH),
-    *("torch_utils.pickle_machine", "torch_utils.stand_ins", "torch_utils.stored_array"),
+    *("gan.doctor.examine", "gan.doctor.facts", "gan.doctor.nvidia", "gan.doctor.surroundings"),
+    *("torch_utils.pickle_machine", "torch_utils.stand_ins", "torch_utils.stored_array", "torch_utils.user_cache"),
 }
 
 
@@ -171,7 +173,16 @@ def python(code):
 
 
 @pytest.mark.parametrize(
-    "module", ["gan.cli", "gan.cli.train", "gan.cli.dataset_tool", "gan.config", "gan.data.packing"]
+    "module",
+    [
+        "gan.cli",
+        "gan.cli.train",
+        "gan.cli.dataset_tool",
+        "gan.cli.doctor",
+        "gan.doctor.examine",
+        "gan.config",
+        "gan.data.packing",
+    ],
 )
 def test_what_answers_at_once_loads_no_torch(module):
     code = f"import sys, {module}; print(*{{'torch', 'mlflow', 'scipy'}} & set(sys.modules))"

@@ -11,6 +11,7 @@ from golden_networks import DISCRIMINATORS, GENERATORS, golden
 from gan import image_size, networks
 from gan.models import embedded_networks
 from gan.networks import Discriminator, Generator, MappingNetwork, MinibatchStdLayer, modulated_conv2d
+from torch_utils.ops import kernels
 from torch_utils.ops.conv2d_resample import conv2d_resample_ref
 from torch_utils.ops.upfirdn2d import setup_filter
 
@@ -155,6 +156,54 @@ class TestModulatedConv:
             return modulated_conv2d(x, weight[:2], styles, up=2, padding=1, resample_filter=setup_filter([1, 3, 3, 1]))
 
         assert torch.autograd.gradgradcheck(call, (x, weight, styles))
+
+
+class TestKernels:
+    """The networks compute the same with CUDA kernels, for training and for use."""
+
+    @staticmethod
+    def results(half, device, architecture="skip", dtype=torch.bfloat16):
+        """Of a step's losses the gradients, and pictures."""
+        G = with_noise(small_generator(16, c_dim=3, num_fp16_res=half, conv_clamp=256, architecture=architecture))
+        D = small_discriminator(16, c_dim=3, num_fp16_res=half, conv_clamp=256)
+        for network in (G, D):
+            networks.set_half_dtype(network.to(device), dtype)
+        random = torch.Generator().manual_seed(1)
+        z, c = (torch.randn(4, n, generator=random).to(device) for n in (6, 3))
+        with torch.no_grad():
+            pictures = {mode: G(z, c, noise_mode=mode) for mode in ("const", "none")}
+        return pictures | TestSizes.gradients(G, D, z, c)
+
+    @pytest.fixture(autouse=True)
+    def exact_convolutions(self, monkeypatch):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+    @pytest.mark.parametrize("architecture", ["skip", "resnet"])
+    def test_gradients_of_path_length_and_r1_are_those_of_pytorch(self, architecture, kernel_device):
+        actual = self.results(0, kernel_device, architecture)
+        with kernels.disabled():
+            expected = self.results(0, kernel_device, architecture)
+        assert actual.keys() == expected.keys()
+        for name, value in expected.items():
+            assert (actual[name] - value).abs().max() <= 2e-5 * max(value.abs().max(), 1e-3), name
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    def test_half_precision_is_at_most_twice_as_wrong(self, dtype, kernel_device):
+        ours = self.results(2, kernel_device, dtype=dtype)
+        with kernels.disabled():
+            plain, exact = self.results(2, kernel_device, dtype=dtype), self.results(0, kernel_device)
+
+        def error(results):
+            parts = [(results[name] - value).norm() / (value.norm() + 1e-3) for name, value in exact.items()]
+            return torch.stack(parts).square().mean().sqrt()
+
+        assert 0 < error(ours) <= 2 * error(plain) < 0.2
+
+    def test_a_synthesis_layer_is_two_launches_around_its_convolution(self, on_host):
+        layer = small_generator(16).synthesis.b16.conv1
+        with torch.no_grad():
+            layer(torch.randn(2, 4, 16, 16), torch.randn(2, 7))
+        assert on_host["noise_bias_act"].launched == ["map_planes_f32"] * 2
 
 
 # What the names and shapes of an 8x8 network are; 8 channels everywhere, z 6, w 7.
@@ -343,7 +392,7 @@ class TestSizes:
         """Of the losses of a step: adversarial, path length and R1."""
         ws = G.mapping(z, c)
         img = G.synthesis(ws, noise_mode="const")
-        noise = torch.randn(img.shape, generator=torch.Generator().manual_seed(1))
+        noise = torch.randn(img.shape, generator=torch.Generator().manual_seed(1)).to(img.device)
         (slope,) = torch.autograd.grad((img * noise).sum(), ws, create_graph=True)
         (F.softplus(-D(img, c)).sum() + slope.square().sum()).backward()
         real = noise.requires_grad_()

@@ -109,6 +109,8 @@ def measure(
         halves = {half_dtype, choose_half_dtype("auto", device)}
         rates = measure_ceiling(device, halves, config.tf32, ceiling_seconds)
         timings, what = _take_turns(contestants, deadline, periods, left_out)
+    if device.type == "cuda":
+        computing += "; phases recorded as CUDA graphs" if ours.step.graphs is not None else "; no CUDA graphs"
     share = _share(config, device, timings[0], flops, rates)
     machine = describe_machine(device, load)
     plain_timing = timings[1] if len(timings) > 1 else None

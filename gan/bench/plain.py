@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from gan import schedule
-from gan.augment import AugmentPipe, Draws, apply_colour, cutout_mask, reflected
+from gan.augment import AugmentPipe, Draws, apply_colour, cutout_mask
 from gan.config import TrainConfig
 from gan.data.labels import LabelTable
 from gan.loss import Latents, Statistics
@@ -23,6 +23,7 @@ from gan.networks import Discriminator, Generator, MappingNetwork
 from gan.training.state import TrainingState
 from gan.training.timing import PhaseTimer
 from torch_utils.ops.grid_sample import grid_sample
+from torch_utils.ops.warp import reflected
 
 
 def fir(

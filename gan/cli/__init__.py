@@ -16,7 +16,9 @@ _COMMANDS = {
     "convert": "convert",
     "demo": "demo",
     "bench": "bench",
+    "doctor": "doctor",
     "mlflow-sync": "mlflow_sync",
+    "build-ops": "build_ops",
 }
 
 

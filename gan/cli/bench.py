@@ -51,6 +51,7 @@ _OPTIONS = (
     "precision",
     "tf32",
     "cuda_graphs",
+    "ops",
 )
 _P = 0.2  # where no --p is given; p is held there, for --aug ada too
 _HELPS = {

@@ -16,7 +16,7 @@ from gan.cli.command import Command, Option, problems_of
 from gan.cli.download_bar import opened
 from gan.cli.options import limit_spinning, pretrained_base
 from gan.errors import GanError, UsageError, printable, without_password
-from gan.train_options import DEVICES, TrainOptions
+from gan.train_options import DEVICES, OPS, TrainOptions
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,7 @@ class Request:
     outdir: Path
     batch: int
     device: str
+    ops: str
 
 
 class SeedsType(click.ParamType):
@@ -96,6 +97,14 @@ class SeedsType(click.ParamType):
 @click.option("--outdir", cls=Option, default="out", show_default=True, metavar="DIR", help="Folder for the pictures")
 @click.option("--batch", cls=Option, type=int, default=16, show_default=True, help="Pictures computed at a time")
 @click.option("--device", cls=Option, type=click.Choice(DEVICES), default="auto", show_default=True)
+@click.option(
+    "--ops",
+    cls=Option,
+    type=click.Choice(OPS),
+    default="auto",
+    show_default=True,
+    help=TrainOptions.__dataclass_fields__["ops"].metadata["help"],
+)
 @click.pass_context
 def generate(
     ctx: click.Context,
@@ -110,6 +119,7 @@ def generate(
     outdir: str | None,
     batch: int | None,
     device: str | None,
+    ops: str | None,
 ) -> None:
     """Sample pictures from a model file: seed0000.png, ... and a sheet of all, grid.png.
 
@@ -129,17 +139,32 @@ def generate(
     if batch is not None and batch < 1:
         problems.append(f"--batch {batch}: must be a whole number from 1 on")
     path = _chosen_network(network, problems)
-    snapshot = _open(path, pretrained_base, problems) if path is not None else None
+    here = _problems_here(device, ops) if device and ops else []
+    problems += here
+    snapshot = _open(path, pretrained_base, problems) if path is not None and not here else None
     G = None if snapshot is None else snapshot.generator
     c: list[float] = []
     if snapshot is not None and G is not None and projected_w is None and "--label" not in broken:
         c = chosen_label(snapshot, G.c_dim, classes, label, problems)
     if problems or path is None or G is None:
         raise UsageError(problems)
-    assert trunc is not None and noise_mode and outdir and batch and device  # noqa: PT018
+    assert trunc is not None and noise_mode and outdir and batch and device and ops  # noqa: PT018
     for note in () if snapshot is None else snapshot.notes:
         click.echo(printable(f"{path}: {note}"))
-    _render(G, c, Request(path, seeds, projected_w, trunc, noise_mode, Path(outdir), batch, device))
+    _render(G, c, Request(path, seeds, projected_w, trunc, noise_mode, Path(outdir), batch, device, ops))
+
+
+def _problems_here(device: str, ops: str) -> list[str]:
+    """What keeps this machine from it, before anything is fetched."""
+    from gan.training.devices import choose_device, prepare_kernels
+
+    try:
+        chosen = choose_device(device)
+        if ops == "cuda":
+            prepare_kernels(ops, chosen)
+    except UsageError as error:
+        return error.problems
+    return []
 
 
 def _chosen_network(network: str | None, problems: list[str]) -> str | None:
@@ -171,14 +196,17 @@ def _render(G: Generator, label: list[float], request: Request) -> None:
     from gan.files import write_png
     from gan.latent.sampling import Sheet, synthesize
     from gan.networks import prepare_weights
-    from gan.training.devices import choose_device, keep_freed_memory, settle_mkl_functions
+    from gan.training.devices import choose_device, keep_freed_memory, prepare_kernels, settle_mkl_functions
     from torch_utils.ops import kernels
 
     device, outdir = choose_device(request.device), request.outdir
     if device.type == "cpu":
         keep_freed_memory()
         settle_mkl_functions()
-        kernels.prepare(device)
+    prepare_kernels(request.ops, device)
+    missing = [state for state in kernels.states() if state.kind == "cuda" and not state.in_use]
+    if device.type == "cuda" and request.ops == "auto" and missing:
+        click.echo(kernels.status(), err=True)
     G = G.to(device)
     prepare_weights(G)
     if request.projected_w is not None:

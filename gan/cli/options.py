@@ -25,6 +25,7 @@ _CHOICES = {
     "precision": list(choices.PRECISIONS),
     "cache": list(choices.CACHES),
     "cuda_graphs": list(choices.CUDA_GRAPHS),
+    "ops": list(choices.OPS),
     "on_divergence": list(choices.DIVERGENCE),
 }
 _BASE_METAVAR = "DIR|URL"

@@ -8,8 +8,10 @@ import sys
 
 import torch
 
+import gan.augment
+import gan.networks  # noqa: F401  with the one above, all operations that have kernels: they announce them to `kernels`
 from gan.config import TrainConfig
-from gan.errors import UsageError
+from gan.errors import GanError, UsageError
 from torch_utils.ops import kernels
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -28,7 +30,7 @@ def prepare(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
     if device.type == "cpu":
         keep_freed_memory()
         settle_mkl_functions()
-        kernels.prepare(device)
+    prepare_kernels(config.ops, device)
     return device, half_dtype
 
 
@@ -37,6 +39,8 @@ def check(config: TrainConfig) -> None:
     device = choose_device(config.device)
     choose_half_dtype(config.precision, device)
     choose_graphs(config.cuda_graphs, device)
+    if config.ops == "cuda":  # the only setting that insists: the others never fail
+        prepare_kernels(config.ops, device)
 
 
 def choose_device(name: str) -> torch.device:
@@ -66,6 +70,24 @@ def choose_graphs(setting: str, device: torch.device) -> bool:
     if setting == "on" and device.type != "cuda":
         raise UsageError([f"--cuda-graphs on: {device.type} has none; leave it out"])
     return setting != "off" and device.type == "cuda"
+
+
+def prepare_kernels(ops: str, device: torch.device) -> None:
+    """Make ready what --ops asks for on this device.
+
+    Raises UsageError if `cuda` cannot be had, and GanError if a kernel broke the device, which is then left out by the
+    next process.
+    """
+    if ops == "cuda" and device.type != "cuda":
+        raise UsageError([f"--ops cuda: {device.type} has no CUDA kernels; use --ops auto"])
+    try:
+        kernels.prepare(device, ops)
+    except kernels.KernelError as error:
+        if ops != "cuda":
+            raise GanError(str(error)) from error
+        raise UsageError(
+            [f"--ops cuda: {error}; use --ops auto to go on without, and see python -m gan doctor"]
+        ) from error
 
 
 def allow_tf32(allowed: bool) -> None:

@@ -56,8 +56,7 @@ def computing(device: torch.device, G: Generator, half_dtype: torch.dtype) -> st
     if half and half_dtype != torch.float32:
         height, width = (side * min(half) // max(half) for side in G.img_size)
         precision = f"{DTYPE_NAMES[half_dtype]} from {width}x{height} on, float32 below"
-    compiled = kernels.status() if device.type == "cpu" else "PyTorch operations, no CUDA kernels yet"
-    return f"{device_name(device)}, {precision}; {compiled}"
+    return f"{device_name(device)}, {precision}; {kernels.status()}"
 
 
 def versions(device: torch.device) -> dict[str, str]:

@@ -16,7 +16,7 @@ import gan.cli.bench as module
 TINY = ["--cbase", 128, "--cmax", 8, "--map-depth", 1, "--batch", 8, "--device", "cpu", "--precision", "fp32"]
 SURFACE = """
 --data --cfg --demo --cond --mirror --gamma --batch --batch-gpu --aug --p --augpipe --freezed --seed --fp32 --workers
---cache --cache-dir --cbase --cmax --map-depth --mbstd-group --device --precision --tf32 --cuda-graphs --resolution
+--cache --cache-dir --cbase --cmax --map-depth --mbstd-group --device --precision --tf32 --cuda-graphs --ops --resolution
 --against --quick --json --help
 """
 
@@ -127,6 +127,7 @@ def test_every_problem_is_listed_at_once() -> None:
         (["--p", "nan"], "--p nan: must be from 0 to 1"),
         (["--device", "cpu", "--precision", "fp16"], "--precision fp16: CPUs have no fast float16"),
         (["--device", "cpu", "--cuda-graphs", "on"], "--cuda-graphs on: cpu has none; leave it out"),
+        (["--device", "cpu", "--ops", "cuda"], "--ops cuda: cpu has no CUDA kernels; use --ops auto"),
         (["--cbase", 8], "--cbase 8: leaves no channels at 64x64"),
         (["--cond", "--data", "TINY"], "has no labels"),
         (["--resolution", -3], "--resolution -3: is neither a number nor a width and a height; write it like 256"),

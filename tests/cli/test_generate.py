@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from gan import models
 from gan.cli.generate import generate
 from gan.networks import Discriminator, Generator
+from torch_utils.ops import kernels
 
 
 def run(*arguments: object) -> Result:
@@ -229,3 +230,25 @@ def test_an_outdir_that_is_a_file_is_named(here: Path) -> None:
     result = run("--network", "net.pkl", "--seeds", 0)
     assert result.exit_code == 1
     assert "a part of this path is a file" in result.output
+
+
+def test_kernels_that_cannot_be_had_are_a_must_before_anything_is_opened(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gan.cli.generate.opened", lambda *args: pytest.fail("opened"))
+    result = run("--network", "net.pkl", "--seeds", 0, "--device", "cpu", "--ops", "cuda", "--batch", 0)
+    assert result.exit_code == 2
+    assert [line for line in result.output.splitlines() if line.startswith("error")] == [
+        "error: --batch 0: must be a whole number from 1 on",
+        "error: --ops cuda: cpu has no CUDA kernels; use --ops auto",
+    ]
+
+
+@pytest.mark.parametrize("ops", ["auto", "ref"])
+def test_ops_reach_the_kernels(ops: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(kernels, "prepare", lambda *args: asked.append(args))
+    save_network(here / "net.pkl")
+    result = run("--network", "net.pkl", "--seeds", 0, "--device", "cpu", "--ops", ops)
+    assert result.exit_code == 0, result.output
+    assert asked == [(torch.device("cpu"), ops)]

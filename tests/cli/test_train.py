@@ -22,8 +22,8 @@ SURFACE = """
 --data --outdir --gpus --cfg --demo --cond --mirror --subset --gamma --kimg --batch --batch-gpu --aug --p --target
 --augpipe --p-max --resume --at --freezed --snap --keep --keep-every --save-every --keep-states --on-divergence --tick
 --seed --fp32 --workers --cache --cache-dir --desc --glr --dlr
---cbase --cmax --map-depth --mbstd-group --device --precision --tf32 --cuda-graphs --allow-partial --list-tensors
---pretrained-base --dry-run --json --help
+--cbase --cmax --map-depth --mbstd-group --device --precision --tf32 --cuda-graphs --ops --allow-partial
+--list-tensors --pretrained-base --dry-run --json --help
 """
 
 pytestmark = pytest.mark.usefixtures("light_runs")
@@ -183,6 +183,8 @@ def test_every_problem_is_listed_at_once_before_anything_is_made(
         (["--gpus", 2], "--gpus 2: training on several GPUs is not there yet; use --gpus 1"),
         (["--device", "cpu", "--precision", "fp16"], "--precision fp16: CPUs have no fast float16"),
         (["--device", "cpu", "--cuda-graphs", "on"], "--cuda-graphs on: cpu has none; leave it out"),
+        (["--device", "cpu", "--ops", "cuda"], "--ops cuda: cpu has no CUDA kernels; use --ops auto"),
+        (["--ops", "triton"], "--ops triton: is not one of 'auto', 'cuda', 'ref'"),
         (["--json"], "--json goes with --dry-run only"),
     ],
 )

@@ -27,7 +27,7 @@ def derivatives(call, *inputs, order=2, rounding=None):
     """
 
     def cotangent(like, seed):
-        values = noise(*like.shape, seed=seed)
+        values = noise(*like.shape, seed=seed).to(like.device)
         return values.to(like.dtype) if rounding is None else values.to(rounding).to(like.dtype)
 
     inputs = [x.detach().requires_grad_() for x in inputs]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from test_step import tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gan.errors import GanError, UsageError
 from gan.training import devices
+from torch_utils.ops import cuda_kernels, kernels
 
 # What PyTorch computes with MKL's vector functions (ATen/cpu/vml.h).
 MKL = ["acos", "asin", "atan", "cos", "erf", "erfc", "erfinv", "exp"]
@@ -32,3 +35,49 @@ def test_threads_never_share_the_first_call_of_an_mkl_function() -> None:
     with FirstCalls() as first:
         devices.prepare(tiny_config(device="cpu"))
     assert first.elements == {(name, dtype): 1 for name in MKL for dtype in (torch.float32, torch.float64)}
+
+
+class TestOps:
+    @pytest.fixture
+    def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+        """What `kernels.prepare` is asked for; there seems to be a GPU."""
+        seen: list[tuple[str, str]] = []
+        monkeypatch.setattr(kernels, "prepare", lambda device, mode: seen.append((device.type, mode)))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        return seen
+
+    @pytest.mark.parametrize("device", ["cpu", "cuda"])
+    @pytest.mark.parametrize("ops", ["auto", "ref"])
+    def test_a_run_prepares_what_it_asks_for(self, ops: str, device: str, calls: list[tuple[str, str]]) -> None:
+        config = tiny_config(device=device, ops=ops, precision="fp32")
+        devices.check(config)
+        assert calls == []  # nothing is built for a command that may be refused
+        devices.prepare(config)
+        assert calls == [(device, ops)]
+
+    def test_kernels_that_are_a_must_are_had_before_anything_else(self, calls: list[tuple[str, str]]) -> None:
+        devices.check(tiny_config(device="cuda", ops="cuda", precision="fp32"))
+        assert calls == [("cuda", "cuda")]
+        assert {"bias_act", "upfirdn2d"} <= cuda_kernels.kernels.keys()  # the operations were there to be asked
+
+    def test_without_them_the_line_says_why(
+        self, calls: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(kernels, "prepare", refuse)
+        with pytest.raises(UsageError) as raised:
+            devices.check(tiny_config(device="cuda", ops="cuda", precision="fp32"))
+        assert raised.value.problems == [
+            "--ops cuda: warp spoils the device; use --ops auto to go on without, and see python -m gan doctor"
+        ]
+
+    def test_a_kernel_that_broke_the_device_ends_a_run_that_did_not_insist(
+        self, calls: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(kernels, "prepare", refuse)
+        with pytest.raises(GanError, match=r"^warp spoils the device$") as raised:
+            devices.prepare(tiny_config(device="cuda", ops="auto", precision="fp32"))
+        assert raised.value.exit_code == 1  # starting again helps
+
+
+def refuse(device: torch.device, mode: str) -> str:
+    raise kernels.KernelError("warp spoils the device")

@@ -1,45 +1,21 @@
 """Add a bias, apply an activation, scale and clamp.
 
 On a CPU a compiled kernel does it in one pass over memory each way (csrc/bias_act_cpu.cpp), if `kernels.prepare` was
-called and one could be built. The slope follows from the output, so only that is kept for the gradient.
+called and one could be built. The slope follows from the output, so only that is kept for the gradient. On a GPU a
+kernel does it for all activations (csrc/bias_act.cu, bias_act_cuda.py).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from torch_utils.ops import kernels
-
-
-@dataclasses.dataclass(frozen=True)
-class Activation:
-    """A nonlinearity with the slope and the gain that it has unless told otherwise."""
-
-    function: Callable[[torch.Tensor, float], torch.Tensor]
-    default_alpha: float = 0.0
-    default_gain: float = 1.0
-
-
-activations = {
-    "linear": Activation(lambda x, alpha: x),
-    "relu": Activation(lambda x, alpha: F.relu(x), default_gain=2**0.5),
-    "lrelu": Activation(lambda x, alpha: F.leaky_relu(x, alpha), default_alpha=0.2, default_gain=2**0.5),
-    "tanh": Activation(lambda x, alpha: torch.tanh(x)),
-    "sigmoid": Activation(lambda x, alpha: torch.sigmoid(x)),
-    "elu": Activation(lambda x, alpha: F.elu(x)),
-    "selu": Activation(lambda x, alpha: F.selu(x)),
-    "softplus": Activation(lambda x, alpha: F.softplus(x)),
-    "swish": Activation(lambda x, alpha: torch.sigmoid(x) * x, default_gain=2**0.5),
-}
-
-# act(gain * x) = gain * act(x) for gain > 0: the gain can join the addition of the bias.
-_HOMOGENEOUS = ("linear", "relu", "lrelu")
+from torch_utils.ops import bias_act_cuda, cpu_kernels, cuda_kernels
+from torch_utils.ops.activations import HOMOGENEOUS, Activation, activations
 
 
 def bias_act(
@@ -66,7 +42,9 @@ def bias_act(
         The shape and dtype of `x`. Differentiable to any order.
     """
     _, alpha, gain = _check(x, b, dim, act, alpha, gain, clamp)
-    if act in _HOMOGENEOUS and gain > 0:
+    if _cuda_kernel.takes(x, b) and bias_act_cuda.takes(x, b, act, alpha, gain, clamp):
+        return bias_act_cuda.forward(x, b, 0 if b is None else dim % x.ndim, act, alpha, gain, clamp)
+    if act in HOMOGENEOUS and gain > 0:
         if _kernel.ops is not None:
             call = _kernel_call(x, b, dim, act, alpha, gain, clamp)
             if call is not None:
@@ -211,13 +189,10 @@ def _check_kernel(ops: Any) -> str | None:
             ((2, 5, 9, 13), torch.contiguous_format),
             ((151, 3), torch.contiguous_format),
         ):
-            # Odd multiples of 1/8, so that rounding does not decide on which side of a kink a number is.
-            total = (torch.randn(shape, generator=random) * 4).floor() / 4 + 1 / 8
-            b = (torch.randn(shape[1], generator=random) * 16).round() / 16
-            x = (total - _along(b, 1, len(shape))).to(dtype).contiguous(memory_format=layout)
+            x, b = _off_the_kinks(shape, dtype, layout, random)
             dy = torch.randn(shape, generator=random).to(dtype)
             for case in settings:
-                wrong = _difference(ops, x, b.to(dtype), dy, case)
+                wrong = _difference(ops, x, b, dy, case)
                 if wrong:
                     return f"{wrong} of {case['act']} in {str(dtype).removeprefix('torch.')}"
     odd = torch.tensor([[math.nan, math.inf, -math.inf, 1.0]])
@@ -226,6 +201,15 @@ def _check_kernel(ops: Any) -> str | None:
         if not torch.equal(y.nan_to_num(nan=7.0), torch.tensor([[7.0, 3.0, -3.0, 2.0]])):
             return "NaN and infinity"
     return None
+
+
+def _off_the_kinks(
+    shape: Sequence[int], dtype: torch.dtype, layout: torch.memory_format, random: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x and b whose sum is odd multiples of 1/8, so that rounding does not decide on which side of a kink it is."""
+    total = (torch.randn(shape, generator=random) * 4).floor() / 4 + 1 / 8
+    b = (torch.randn(shape[1], generator=random) * 16).round() / 16
+    return (total - _along(b, 1, len(shape))).to(dtype).contiguous(memory_format=layout), b.to(dtype)
 
 
 def _difference(ops: Any, x: torch.Tensor, b: torch.Tensor, dy: torch.Tensor, settings: dict[str, Any]) -> str | None:
@@ -250,7 +234,56 @@ def _difference(ops: Any, x: torch.Tensor, b: torch.Tensor, dy: torch.Tensor, se
     return None
 
 
-_kernel = kernels.register("bias_act", "bias_act_cpu.cpp", _check_kernel)
+def _check_cuda_kernel(device: torch.device) -> str | None:
+    """Compare the kernel with `bias_act_ref` on the CPU where it could go wrong; what is wrong, or None."""
+    layouts = (
+        ((2, 24, 5, 3), torch.channels_last),
+        ((3, 5, 4, 6), torch.contiguous_format),
+        ((2, 129, 3, 5), torch.channels_last),
+        ((151, 3), torch.contiguous_format),
+    )
+    cases = [("lrelu", *layout) for layout in layouts]
+    cases += [(act, *layouts[i % len(layouts)]) for i, act in enumerate(activations)]
+    for dtype in cuda_kernels.SUFFIXES:
+        random = torch.Generator().manual_seed(0)
+        for act, shape, layout in cases:
+            inputs = _off_the_kinks(shape, dtype, layout, random)
+            cotangents = [torch.randn(t.shape, generator=random).to(dtype) for t in (inputs[0], *inputs)]
+            settings = (1, act, 0.2, 1.5, 0.75)
+            with torch.enable_grad():
+                actual = _derivatives(bias_act_cuda.forward, inputs, cotangents, settings, device)
+                exact = _derivatives(bias_act_ref, inputs, cotangents, settings, torch.device("cpu"), torch.float64)
+            for name, ours, ref in zip(("y", "dx", "db", "d2dy", "d2x", "d2b"), actual, exact, strict=True):
+                close = (ours - ref).abs().max() <= max(8 * torch.finfo(dtype).eps, 1e-5) * ref.abs().max()
+                if not close:  # also if it is NaN
+                    return f"{name} of {act} in {str(dtype).removeprefix('torch.')}"
+        odd = torch.tensor([math.nan, math.inf, -math.inf, 1.0], dtype=dtype, device=device)
+        y = bias_act_cuda.forward(odd, None, 0, "lrelu", 0.2, 2.0, 3.0).float().cpu()
+        if not torch.equal(y.nan_to_num(nan=7.0), torch.tensor([7.0, 3.0, -3.0, 2.0])):
+            return f"NaN and infinity in {str(dtype).removeprefix('torch.')}"
+    return None
+
+
+def _derivatives(
+    call: Callable[..., torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    cotangents: Sequence[torch.Tensor],
+    settings: tuple[Any, ...],
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+) -> list[torch.Tensor]:
+    """The output, its gradients in x and b, and the gradients of these in dy, x and b; float64 on the CPU."""
+    x, b, dy, *v = (t.detach().to(device, dtype).requires_grad_() for t in (*inputs, *cotangents))
+    y = call(x, b, *settings)
+    # Of sums: to take a cotangent, autograd.grad imports sympy, which costs more than all of this.
+    first = torch.autograd.grad((y * dy).sum(), [x, b], create_graph=True)
+    total = (first[0] * v[0].detach()).sum() + (first[1] * v[1].detach()).sum()
+    second = torch.autograd.grad(total, [dy, x, b], allow_unused=True, materialize_grads=True)
+    return [t.detach().cpu().double() for t in (y, *first, *second)]
+
+
+_kernel = cpu_kernels.register("bias_act", "bias_act_cpu.cpp", _check_kernel)
+_cuda_kernel = cuda_kernels.register(bias_act_cuda.NAME, "bias_act.cu", _check_cuda_kernel)
 
 
 def _along(b: torch.Tensor, dim: int, ndim: int) -> torch.Tensor:

@@ -1,298 +1,98 @@
-"""Compiled CPU kernels: built once with the machine's own compiler, kept, and checked before they are used.
+"""Compiled kernels of this machine, for CPUs (cpu_kernels) and NVIDIA GPUs (cuda_kernels): made ready, and reported.
 
-Nothing happens until `prepare` is called, which training, sampling and benchmarks do when they compute on a CPU. What
-then cannot be built, loaded or trusted is left to PyTorch's operations; that is never an error, and `status` has the
-reason. `GAN_CPU_KERNELS=0` switches the kernels off.
+Nothing happens until `prepare` is called, which training, sampling and benchmarks do. What then cannot be built,
+loaded or trusted is left to PyTorch's operations; that is no error unless kernels were asked for, and `status` has the
+reason.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
-import json
-import os
-import platform
-import shlex
-import shutil
-import signal
-import subprocess
-import sys
-import sysconfig
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 
-from torch_utils.user_cache import user_cache
+from torch_utils.ops import bias_act, cpu_kernels, cuda_kernels, noise_bias_act, upfirdn2d, warp
+from torch_utils.ops.kernel_state import KernelError, KernelState
 
-SWITCH = "GAN_CPU_KERNELS"
-NAMESPACE = "gan_cpu"  # of the operators, torch.ops.gan_cpu
-BUILD_SECONDS = 60.0
-_SOURCES = Path(__file__).with_name("csrc")
-_RETRY_SECONDS = 24 * 3600  # a build that failed is not tried at every start
-# Comparisons become vector instructions only when the compiler may ignore floating-point exceptions. NaN stays NaN.
-_FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math")
-_ABOUT = "about.json"
-# Loading it right there shows in a process of its own that it can be loaded at all.
-_BUILD = "import json, sys; from torch.utils.cpp_extension import load; load(**json.loads(sys.argv[1]))"
+__all__ = ["MODES", "OPERATIONS", "KernelError", "KernelState", "disabled", "prepare", "states", "status"]
 
-
-class KernelError(Exception):
-    """Why there is no kernel, in words that fit behind "because"."""
-
-
-@dataclasses.dataclass
-class CpuKernel:
-    """One compiled source, and whether it is in use."""
-
-    name: str
-    source: str
-    """file in csrc/"""
-    check: Callable[[Any], str | None]
-    """compares the operators with their reference; what is wrong, or None"""
-    ops: Any = None
-    """`torch.ops.gan_cpu` while the kernel is in use, otherwise None: the test that each call makes"""
-    seconds: float = 0.0
-    """what building it took, now or when it was cached"""
-    reason: str = "kernels.prepare was not called"
-    """why `ops` is None"""
-    prepared: bool = False
-
-
-_kernels: dict[str, CpuKernel] = {}
+OPERATIONS = (bias_act, noise_bias_act, upfirdn2d, warp)  # whose modules announce the kernels
+MODES = ("auto", "cuda", "ref")
 _lock = threading.Lock()
+_asked = ("cpu", "auto")
+"""the type of the device and the mode of the last call of `prepare`"""
 
 
-def register(name: str, source: str, check: Callable[[Any], str | None]) -> CpuKernel:
-    """Announce a kernel to `prepare`; done by the module of the operation that may use it."""
-    _kernels[name] = CpuKernel(name, source, check)
-    return _kernels[name]
+def prepare(device: torch.device | str = "cpu", mode: str = "auto", timeout: float = cpu_kernels.BUILD_SECONDS) -> str:
+    """Build (once on a machine, in seconds), load and check the kernels that `device` can use. Returns `status()`.
 
+    Args:
+        device: where the process computes.
+        mode: auto: what cannot be had is left to PyTorch's operations. cuda: raises KernelError unless the device is a
+            CUDA device and every kernel is in use. ref: no kernels at all.
+        timeout: of building for a CPU, in seconds.
 
-def prepare(device: torch.device | str = "cpu", timeout: float = BUILD_SECONDS) -> str:
-    """Build (once on a machine, in seconds), load and check the kernels, if `device` is the CPU. Returns `status()`.
-
-    Never raises for want of a kernel; the first answer holds for the process.
+    A kernel that was prepared is not prepared again: the first answer holds for the process. Raises KernelError in any
+    mode when a kernel broke the device, which only another process can use again.
     """
-    if torch.device(device).type == "cpu":
-        with _lock:
-            for kernel in _kernels.values():
-                if not kernel.prepared:
-                    _prepare(kernel, timeout)
+    global _asked
+    kind = torch.device(device).type
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode}")
+    if mode == "cuda" and kind != "cuda":
+        raise KernelError(f"the device is {kind}")
+    with _lock:
+        _asked = (kind, mode)
+        if mode == "ref":
+            _put_aside()
+        elif kind == "cpu":
+            cpu_kernels.prepare(timeout)
+        elif kind == "cuda":
+            cuda_kernels.prepare(torch.device(device))
+    missing = [state for state in states() if state.kind == "cuda" and not state.in_use]
+    if mode == "cuda" and missing:
+        raise KernelError("; ".join(dict.fromkeys(state.reason for state in missing)))
     return status()
 
 
 def status() -> str:
-    """Which kernels are in use, or why none: "CPU kernels: bias_act (built in 4.2 s)"."""
-    used = [f"{k.name} (built in {k.seconds:.1f} s)" for k in _kernels.values() if k.ops is not None]
-    if used:
-        return f"CPU kernels: {', '.join(used)}"
-    reasons = dict.fromkeys(kernel.reason for kernel in _kernels.values())
-    return f"CPU kernels: none, because {'; '.join(reasons) or 'no operation has one'}"
+    """Which kernels are in use, and why not the others, in one line: "CPU kernels: bias_act (built in 4.2 s)"."""
+    kind, mode = _asked
+    if mode == "ref":
+        return "no kernels, PyTorch's operations as asked for"
+    if kind not in ("cpu", "cuda"):
+        return f"no kernels for {kind}, PyTorch's operations"
+    return cuda_kernels.status() if kind == "cuda" else cpu_kernels.status()
+
+
+def states() -> list[KernelState]:
+    """Every kernel, as it stands in this process."""
+    return [*cpu_kernels.states(), *cuda_kernels.states()]
 
 
 @contextlib.contextmanager
 def disabled() -> Iterator[None]:
     """PyTorch's operations within, for comparisons."""
-    before = [(kernel, kernel.ops) for kernel in _kernels.values()]
-    for kernel, _ in before:
-        kernel.ops = None
+    on_cpu = [(kernel, kernel.ops) for kernel in cpu_kernels.kernels.values()]
+    on_cuda = [(kernel, kernel.launch) for kernel in cuda_kernels.kernels.values()]
+    for cpu_kernel, _ in on_cpu:
+        cpu_kernel.ops = None
+    for cuda_kernel, _ in on_cuda:
+        cuda_kernel.launch = None
     try:
         yield
     finally:
-        for kernel, ops in before:
-            kernel.ops = ops
+        for cpu_kernel, ops in on_cpu:
+            cpu_kernel.ops = ops
+        for cuda_kernel, launch in on_cuda:
+            cuda_kernel.launch = launch
 
 
-def cache_folder() -> Path:
-    """Where built kernels are kept."""
-    return user_cache("kernels")
-
-
-def _prepare(kernel: CpuKernel, timeout: float) -> None:
-    kernel.prepared = True
-    try:
-        if os.environ.get(SWITCH, "").lower() in ("0", "false", "no", "off"):
-            raise KernelError(f"{SWITCH}={os.environ[SWITCH]}")
-        if sys.platform == "win32":
-            raise KernelError("they are not built on Windows")
-        library, kernel.seconds = _library(kernel, timeout)
-        ops = _load(library, kernel.name)
-        wrong = kernel.check(ops)
-        if wrong:
-            raise KernelError(f"{kernel.name} computes wrong results here ({wrong})")
-        kernel.ops = ops
-    except KernelError as error:
-        kernel.reason = str(error)
-    except Exception as error:  # whatever it is, PyTorch can do without, and the reason is printed
-        kernel.reason = f"{kernel.name} could not be loaded ({type(error).__name__}: {_brief(str(error))})"
-
-
-def _load(library: Path, name: str) -> Any:
-    """The operators. Once in a process: registering them a second time, from another file, would end it."""
-    ops = getattr(torch.ops, NAMESPACE)
-    if not hasattr(ops, name):
-        torch.ops.load_library(str(library))
-    return ops
-
-
-def _library(kernel: CpuKernel, timeout: float) -> tuple[Path, float]:
-    """The library of a kernel, from the cache or built, and the seconds that building it took."""
-    source = _SOURCES / kernel.source
-    name = f"{kernel.name}-{_key(source)}"
-    try:
-        cache = cache_folder().absolute()
-        folder, failure = cache / name, cache / f"{name}.failed"
-        about = _intact(folder)
-        if about is None:
-            if failure.exists() and 0 <= time.time() - failure.stat().st_mtime < _RETRY_SECONDS:
-                raise KernelError(
-                    f"{failure.read_text(encoding='utf-8')} (tried before; delete {failure} to try again)"
-                )
-            cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-            about = _build(source, folder, failure, timeout)
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        raise KernelError(f"the cache cannot be used ({_brief(str(error))})") from error
-    return folder / about["library"], float(about["seconds"])
-
-
-def _build(source: Path, folder: Path, failure: Path, timeout: float) -> dict[str, Any]:
-    """Build a library into `folder`, which appears complete or not at all. Returns what is noted about it."""
-    work = Path(tempfile.mkdtemp(prefix=".build-", dir=folder.parent))
-    try:
-        begin = time.monotonic()
-        try:
-            built = _compile(source, work, timeout)
-        except KernelError as error:
-            with contextlib.suppress(OSError):
-                failure.write_text(str(error), encoding="utf-8")
-            raise
-        seconds = time.monotonic() - begin
-        complete = work / "complete"
-        complete.mkdir()
-        library = complete / built.name
-        shutil.copyfile(built, library)
-        about = {"library": library.name, "sha256": _sha256(library), "seconds": round(seconds, 2)}
-        (complete / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
-        return _publish(complete, folder, about)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _compile(source: Path, work: Path, timeout: float) -> Path:
-    """Compile and load in another process, which is killed with all that it started when the time is over."""
-    arguments = {
-        "name": NAMESPACE,
-        "sources": [str(source)],
-        "extra_cflags": _flags(),
-        "build_directory": str(work),
-        "is_python_module": False,
-        "with_cuda": False,
-    }
-    environment = {**os.environ, "PATH": _search_path(), "MAX_JOBS": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", _BUILD, json.dumps(arguments)],
-        cwd=work,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        raise KernelError(f"building {source.name} took longer than {timeout:g} s") from None
-    finally:
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    if process.returncode != 0:
-        raise KernelError(f"building {source.name} failed: {_complaint(output.decode(errors='replace'))}")
-    libraries = [path for path in work.glob(f"{NAMESPACE}.*") if path.suffix in (".so", ".dylib")]
-    if len(libraries) != 1:
-        raise KernelError(f"building {source.name} left no library")
-    return libraries[0]
-
-
-def _publish(complete: Path, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Give a complete folder its final name, unless another process was faster."""
-    for _ in range(2):
-        try:
-            os.rename(complete, folder)  # fails if there is one that is not empty
-            return about
-        except OSError:
-            theirs = _intact(folder)
-            if theirs is not None:
-                return theirs
-        with contextlib.suppress(OSError):  # a damaged one
-            os.rename(folder, complete.with_name("damaged"))
-    raise OSError(f"{folder} cannot be written")
-
-
-def _intact(folder: Path) -> dict[str, Any] | None:
-    """What is noted about a cached library that is as it was built; loading half a file would kill the process."""
-    try:
-        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        return about if _sha256(folder / about["library"]) == about["sha256"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _key(source: Path) -> str:
-    """Of everything that the library depends on. The compiler is asked for its version."""
-    compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
-    if shutil.which(compiler[0], path=_search_path()) is None:
-        raise KernelError(f"no C++ compiler ({compiler[0]}) was found")
-    if shutil.which("ninja", path=_search_path()) is None:
-        raise KernelError("ninja was not found; pip install ninja")
-    try:
-        version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=10).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise KernelError(f"the C++ compiler ({compiler[0]}) does not run ({_brief(str(error))})") from error
-    parts = [source.read_text(encoding="utf-8"), torch.__version__, str(torch.version.git_version)]
-    parts += [*compiler, version, *_flags(), sys.platform, platform.machine(), _cpu_features()]
-    parts += [os.environ.get(name, "") for name in ("CFLAGS", "CXXFLAGS", "LDFLAGS")]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _flags() -> list[str]:
-    if platform.machine().lower() in ("x86_64", "amd64", "i386", "i686"):
-        return [*_FLAGS, "-march=native", "-mprefer-vector-width=512"]
-    return [*_FLAGS, "-mcpu=native"]
-
-
-def _cpu_features() -> str:
-    """What tells processors apart whose programs the other cannot run: their flags, or else the machine's name."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        lines = {line for line in file if line.startswith(("flags", "Features", "model name", "CPU part"))}
-        if lines:
-            return "".join(sorted(lines))
-    return f"{platform.processor()} of {platform.node()}"
-
-
-def _search_path() -> str:
-    """PATH with the folder of installed scripts, where pip puts ninja even if no environment was activated."""
-    return os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _complaint(output: str) -> str:
-    """The line of a failed build that says most."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if "error:" in line]
-    return _brief((errors or lines[-1:] or ["no message"])[0])
-
-
-def _brief(text: str, length: int = 200) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else f"{text[: length - 3]}..."
+def _put_aside() -> None:
+    """What an earlier call prepared is not used; the next one that asks for kernels prepares them anew."""
+    for cpu_kernel in cpu_kernels.kernels.values():
+        cpu_kernel.ops, cpu_kernel.prepared = None, False
+    for cuda_kernel in cuda_kernels.kernels.values():
+        cuda_kernel.launch, cuda_kernel.prepared = None, False

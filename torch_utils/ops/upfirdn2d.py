@@ -1,12 +1,15 @@
 """Pad, upsample, filter and downsample images in one linear operation.
 
-The gradient of an upfirdn2d is another upfirdn2d (see `_adjoint_padding`), and the operation is registered that way:
+The gradient of an upfirdn2d is another upfirdn2d (see `adjoint_padding`), and the operation is registered that way:
 differentiating it any number of times costs one FIR pass each, where plain autograd of a depthwise convolution falls
 into one convolution per channel from the second order on.
+
+On a CUDA device a compiled kernel does each pass (csrc/upfirdn2d.cu), if `kernels.prepare` could build it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-Pair = tuple[int, int]
-Quad = tuple[int, int, int, int]
+from torch_utils.ops import cuda_kernels, upfirdn2d_cuda
+from torch_utils.ops.upfirdn2d_cuda import Pair, Quad, adjoint_padding
 
 
 def setup_filter(
@@ -79,6 +82,10 @@ def upfirdn2d(
         `[N, C, H', W']` of `x`'s dtype with W' = (W * up + x0 + x1 - fw) // down + 1. Differentiable to any order.
     """
     f, ups, downs, pads = _check(x, f, up, down, padding)
+    if _kernel.takes(x, f) and f.dtype == torch.float32:
+        shape = upfirdn2d_cuda.output_shape(x.shape, f, ups, downs, pads)
+        if min(shape) > 0 and math.prod(shape) < 2**31:
+            return upfirdn2d_cuda.upfirdn2d(x, f, ups, downs, pads, flip_filter, gain)
     if f.ndim == 2:
         return _Upfirdn2d.apply(x, f, ups, downs, pads, flip_filter, gain)
     # One pass per axis, each with the square root of the gain.
@@ -175,7 +182,7 @@ class _Upfirdn2d(torch.autograd.Function):
         y = _fir(x, f, up, down, padding, flip_filter, gain)
         ctx.save_for_backward(f)
         ctx.call = (up, down, flip_filter, gain)
-        ctx.padding = _adjoint_padding(x.shape, y.shape, filter_size(f), up, down, padding)
+        ctx.padding = adjoint_padding(x.shape, y.shape, filter_size(f), up, down, padding)
         return y
 
     @staticmethod
@@ -186,17 +193,6 @@ class _Upfirdn2d(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = _Upfirdn2d.apply(dy, f, down, up, ctx.padding, not flip_filter, gain)
         return dx, None, None, None, None, None, None
-
-
-def _adjoint_padding(
-    x_shape: torch.Size, y_shape: torch.Size, filter_wh: Pair, up: Pair, down: Pair, pad: Quad
-) -> Quad:
-    """The padding of the transposed operation, which exchanges up and down and flips the filter."""
-    sides: list[int] = []
-    for axis, before in ((0, pad[0]), (1, pad[2])):
-        size_in, size_out, taps = x_shape[3 - axis], y_shape[3 - axis], filter_wh[axis]
-        sides += [taps - before - 1, size_in * up[axis] - size_out * down[axis] + before - up[axis] + 1]
-    return sides[0], sides[1], sides[2], sides[3]
 
 
 def _fir(
@@ -259,3 +255,44 @@ def _check(
     if x.ndim != 4 or f.ndim not in (1, 2):
         raise ValueError(f"upfirdn2d takes [N, C, H, W] and a 1-D or 2-D filter, not {list(x.shape)}, {list(f.shape)}")
     return f, pair(up, "up"), pair(down, "down"), quad(padding)
+
+
+def _check_kernel(device: torch.device) -> str | None:
+    """Compare the kernel with `upfirdn2d_ref`, in all derivatives; what is wrong, or None."""
+    short, skewed = setup_filter([1, 3, 3, 1]), setup_filter([[1, 2, 0, 3], [4, 5, 6, 1]] * 2)
+    long = setup_filter([1, -2, 3, 4, 5, 6, 7, 8, 9, -3, 2, 1])
+    calls: dict[str, dict[str, Any]] = {
+        "filter": {"f": short, "padding": [1, 2, 2, 1], "gain": 4},
+        "up 2": {"f": short, "up": 2, "padding": [2, 1, 3, 1], "gain": 4},
+        "down 2": {"f": short, "down": 2, "padding": [1, 1, 2, -1]},
+        "2-D filter": {"f": skewed, "padding": [2, -1, 0, 3]},
+        "long filter, up 2": {"f": long, "up": 2, "padding": [6, 5, -1, 8], "flip_filter": True},
+        "long filter, down 2": {"f": long, "down": 2, "padding": [-1, 8, 6, 5], "gain": 2},
+        "long filter": {"f": long, "up": [3, 1], "down": [1, 2], "padding": 7},
+    }
+    generator = torch.Generator().manual_seed(0)
+    for dtype, suffix in cuda_kernels.SUFFIXES.items():
+        for layout in (torch.contiguous_format, torch.channels_last):
+            for name, call in calls.items():
+                x = torch.randn([2, 8, 9, 7], generator=generator).to(dtype).contiguous(memory_format=layout)
+                taps = call["f"]
+                expected = _derivatives(upfirdn2d_ref, x.double(), **{**call, "f": taps.double()})
+                found = _derivatives(upfirdn2d, x.to(device), **{**call, "f": taps.to(device)})
+                for what, a, e in zip(("output", "gradient", "second gradient"), found, expected, strict=True):
+                    if not (a.cpu() - e).abs().max() <= 4 * torch.finfo(dtype).eps * e.abs().max():
+                        return f"the {what} of {name} in {suffix}"
+    return None
+
+
+def _derivatives(function: Any, x: torch.Tensor, **call: Any) -> list[torch.Tensor]:
+    """The output, the gradient and what a second derivative computes, each of the same numbers in every dtype."""
+    x = x.detach().requires_grad_()
+    y = function(x, **call)
+    dy = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).bfloat16().reshape(y.shape)
+    dy = dy.to(y).requires_grad_()
+    (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
+    (ddy,) = torch.autograd.grad(dx, dy, x.detach())
+    return [y.detach(), dx.detach(), ddy]
+
+
+_kernel = cuda_kernels.register(upfirdn2d_cuda.NAME, "upfirdn2d.cu", _check_kernel)

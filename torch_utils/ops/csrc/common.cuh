@@ -85,9 +85,8 @@ __device__ inline void store(T* address, const Pack<T, N>& values) {
 
 // Limits to [-limit, limit] where there is a limit (NaN: none). NaN stays NaN, as in PyTorch.
 __device__ inline float clamped(float x, float limit) {
-  if (x > limit) return limit;
-  if (x < -limit) return -limit;
-  return x;
+  x = x > limit ? limit : x;  // choices, that become no branches
+  return x < -limit ? -limit : x;
 }
 
 // The sum over a warp, in each of its threads; the order of the additions is always the same.

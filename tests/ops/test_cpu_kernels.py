@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torch_utils.ops import bias_act, kernels
+from torch_utils.ops import bias_act, cpu_kernels, kernels
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="kernels are not built on Windows")
 
@@ -20,9 +20,9 @@ unix = pytest.mark.skipif(sys.platform == "win32", reason="kernels are not built
 @pytest.fixture
 def kernel(monkeypatch, tmp_path):
     """A kernel that nobody has prepared, alone in the register, switched on, with an empty cache."""
-    fresh = kernels.CpuKernel("bias_act", "bias_act_cpu.cpp", lambda ops: None)
-    monkeypatch.setattr(kernels, "_kernels", {"bias_act": fresh})
-    monkeypatch.delenv(kernels.SWITCH, raising=False)
+    fresh = cpu_kernels.CpuKernel("bias_act", "bias_act_cpu.cpp", lambda ops: None)
+    monkeypatch.setattr(cpu_kernels, "kernels", {"bias_act": fresh})
+    monkeypatch.delenv(cpu_kernels.SWITCH, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return fresh
 
@@ -38,8 +38,8 @@ def compiler(monkeypatch, kernel):
         library.write_bytes(b"library %d" % len(calls))
         return library
 
-    monkeypatch.setattr(kernels, "_compile", compile_)
-    monkeypatch.setattr(kernels, "_key", lambda source: "key")
+    monkeypatch.setattr(cpu_kernels, "_compile", compile_)
+    monkeypatch.setattr(cpu_kernels, "_key", lambda source: "key")
     return calls
 
 
@@ -47,13 +47,13 @@ def compiler(monkeypatch, kernel):
 def loaded(monkeypatch):
     """The libraries that would have been loaded."""
     paths = []
-    monkeypatch.setattr(kernels, "_load", lambda library, name: paths.append(library) or torch.ops.gan_cpu)
+    monkeypatch.setattr(cpu_kernels, "_load", lambda library, name: paths.append(library) or torch.ops.gan_cpu)
     return paths
 
 
 def again(kernel):
     """What the next process makes of it."""
-    kernels._kernels["bias_act"] = dataclasses.replace(
+    cpu_kernels.kernels["bias_act"] = dataclasses.replace(
         kernel, prepared=False, ops=None, reason="kernels.prepare was not called"
     )
     return kernels.prepare()
@@ -77,15 +77,15 @@ def test_a_library_is_built_once(kernel, compiler, loaded):
     assert kernel.ops is torch.ops.gan_cpu
     assert kernels.prepare() == again(kernel) == "CPU kernels: bias_act (built in 0.0 s)"
     assert len(compiler) == 1
-    assert loaded == [kernels.cache_folder() / "bias_act-key" / "gan_cpu.so"] * 2
-    assert [path.name for path in kernels.cache_folder().iterdir()] == ["bias_act-key"]  # nothing else was left
+    assert loaded == [cpu_kernels.cache_folder() / "bias_act-key" / "gan_cpu.so"] * 2
+    assert [path.name for path in cpu_kernels.cache_folder().iterdir()] == ["bias_act-key"]  # nothing else was left
 
 
 @unix
 @pytest.mark.parametrize("damage", ["truncated", "missing", "no note", "a note of something else"])
 def test_a_damaged_library_is_built_anew_and_never_loaded(damage, kernel, compiler, loaded):
     kernels.prepare()
-    folder = kernels.cache_folder() / "bias_act-key"
+    folder = cpu_kernels.cache_folder() / "bias_act-key"
     if damage == "truncated":
         (folder / "gan_cpu.so").write_bytes(b"lib")
     elif damage == "missing":
@@ -101,7 +101,7 @@ def test_a_damaged_library_is_built_anew_and_never_loaded(damage, kernel, compil
 
 @unix
 def test_a_library_that_cannot_be_loaded_is_left(kernel, compiler, monkeypatch):
-    monkeypatch.setattr(kernels, "_load", lambda library, name: torch.ops.load_library(str(library)))
+    monkeypatch.setattr(cpu_kernels, "_load", lambda library, name: torch.ops.load_library(str(library)))
     assert kernels.prepare().startswith("CPU kernels: none, because bias_act could not be loaded (OSError: ")
     assert kernel.ops is None
 
@@ -138,29 +138,29 @@ def test_the_check_finds_what_is_wrong(cpu_kernels):
 def test_two_that_build_at_once_are_both_right(damaged, kernel, compiler, loaded, monkeypatch):
     if damaged:
         kernels.prepare()
-        (kernels.cache_folder() / "bias_act-key" / "gan_cpu.so").write_bytes(b"lib")
-    meeting, compile_, found = threading.Barrier(2, timeout=10), kernels._compile, []
+        (cpu_kernels.cache_folder() / "bias_act-key" / "gan_cpu.so").write_bytes(b"lib")
+    meeting, compile_, found = threading.Barrier(2, timeout=10), cpu_kernels._compile, []
 
     def together(*args):
         library = compile_(*args)
         meeting.wait()
         return library
 
-    monkeypatch.setattr(kernels, "_compile", together)
-    threads = [threading.Thread(target=lambda: found.append(kernels._library(kernel, 60))) for _ in range(2)]
+    monkeypatch.setattr(cpu_kernels, "_compile", together)
+    threads = [threading.Thread(target=lambda: found.append(cpu_kernels._library(kernel, 60))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    folder = kernels.cache_folder() / "bias_act-key"
+    folder = cpu_kernels.cache_folder() / "bias_act-key"
     assert [path for path, _ in found] == [folder / "gan_cpu.so"] * 2
-    assert kernels._intact(folder)
-    assert list(kernels.cache_folder().iterdir()) == [folder]
+    assert cpu_kernels._intact(folder)
+    assert list(cpu_kernels.cache_folder().iterdir()) == [folder]
 
 
 @pytest.mark.parametrize("value", ["0", "off", "False"])
 def test_the_switch(value, kernel, compiler, monkeypatch):
-    monkeypatch.setenv(kernels.SWITCH, value)
+    monkeypatch.setenv(cpu_kernels.SWITCH, value)
     assert kernels.prepare() == f"CPU kernels: none, because GAN_CPU_KERNELS={value}"
     assert compiler == []
 
@@ -181,7 +181,7 @@ def test_a_missing_ninja(kernel, monkeypatch, tmp_path):
     tool = tmp_path / "c++"
     tool.write_text("#!/bin/sh\n")
     tool.chmod(0o755)
-    monkeypatch.setattr(kernels, "_search_path", lambda: str(tmp_path))
+    monkeypatch.setattr(cpu_kernels, "search_path", lambda: str(tmp_path))
     assert kernels.prepare() == "CPU kernels: none, because ninja was not found; pip install ninja"
 
 
@@ -202,19 +202,21 @@ def test_a_slow_build_is_stopped_with_all_that_it_started(kernel, monkeypatch, t
     note = tmp_path / "pid"
     script = "import subprocess; p = subprocess.Popen(['sleep', '60']); "
     script += f"open({str(note)!r}, 'w').write(str(p.pid)); p.wait()"
-    monkeypatch.setattr(kernels, "_BUILD", script)
-    monkeypatch.setattr(kernels, "_key", lambda source: "key")
+    monkeypatch.setattr(cpu_kernels, "_BUILD", script)
+    monkeypatch.setattr(cpu_kernels, "_key", lambda source: "key")
     begin = time.monotonic()
     reason = "CPU kernels: none, because building bias_act_cpu.cpp took longer than 1.5 s"
     assert kernels.prepare(timeout=1.5) == reason
     assert time.monotonic() - begin < 20
     assert not is_running(int(note.read_text()))
     # The next start does not wait for it again, until somebody wants it to, or a day has passed.
-    failure = kernels.cache_folder() / "bias_act-key.failed"
-    assert list(kernels.cache_folder().iterdir()) == [failure]
+    failure = cpu_kernels.cache_folder() / "bias_act-key.failed"
+    assert list(cpu_kernels.cache_folder().iterdir()) == [failure]
     assert again(kernel) == f"{reason} (tried before; delete {failure} to try again)"
     os.utime(failure, (0, 0))
-    monkeypatch.setattr(kernels, "_BUILD", "print('lots'); print('x.cpp:1: error: no such thing'); raise SystemExit(1)")
+    monkeypatch.setattr(
+        cpu_kernels, "_BUILD", "print('lots'); print('x.cpp:1: error: no such thing'); raise SystemExit(1)"
+    )
     assert again(kernel) == (
         "CPU kernels: none, because building bias_act_cpu.cpp failed: x.cpp:1: error: no such thing"
     )
@@ -235,23 +237,23 @@ def is_running(pid):
 
 @unix
 def test_the_key_is_that_of_source_flags_and_compiler(kernel, monkeypatch, tmp_path):
-    if shutil.which("c++") is None or shutil.which("ninja", path=kernels._search_path()) is None:
+    if shutil.which("c++") is None or shutil.which("ninja", path=cpu_kernels.search_path()) is None:
         pytest.skip("no C++ compiler or no ninja")
     source = tmp_path / "a.cpp"
     source.write_text("int a;")
-    keys = {kernels._key(source), kernels._key(source)}
+    keys = {cpu_kernels._key(source), cpu_kernels._key(source)}
     assert len(keys) == 1
     for name, value in (("_flags", ["-O2"]), ("_cpu_features", "flags: another")):
         with monkeypatch.context() as patch:
-            patch.setattr(kernels, name, lambda value=value: value)
-            keys.add(kernels._key(source))
+            patch.setattr(cpu_kernels, name, lambda value=value: value)
+            keys.add(cpu_kernels._key(source))
     source.write_text("int b;")
-    keys.add(kernels._key(source))
+    keys.add(cpu_kernels._key(source))
     assert len(keys) == 4
 
 
 def test_operators_are_registered_once(built_kernel, tmp_path):
-    assert kernels._load(tmp_path / "another.so", "bias_act") is built_kernel.ops
+    assert cpu_kernels._load(tmp_path / "another.so", "bias_act") is built_kernel.ops
 
 
 def test_without_kernels_for_a_while(cpu_kernels):
