@@ -16,7 +16,8 @@ import gan.cli.bench as module
 TINY = ["--cbase", 128, "--cmax", 8, "--map-depth", 1, "--batch", 8, "--device", "cpu", "--precision", "fp32"]
 SURFACE = """
 --data --cfg --demo --cond --mirror --gamma --batch --batch-gpu --aug --p --augpipe --freezed --seed --fp32 --workers
---cache --cache-dir --cbase --cmax --map-depth --mbstd-group --device --precision --tf32 --cuda-graphs --ops --resolution
+--cache --cache-dir --cbase --cmax --map-depth --mbstd-group --device --precision --tf32 --cuda-graphs --ops
+--resolution
 --against --quick --json --help
 """
 
