@@ -1,6 +1,6 @@
 """Sample pictures from a trained network. `python generate.py --help` says how."""
 
-from gan.cli.generate import generate
+from gan.cli import door
 
 if __name__ == "__main__":
-    generate()
+    door("generate")

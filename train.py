@@ -1,6 +1,6 @@
 """Train a GAN on a packed dataset, or continue a run. `python train.py --help` says how."""
 
-from gan.cli.train import train
+from gan.cli import door
 
 if __name__ == "__main__":
-    train()
+    door("train")

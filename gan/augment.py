@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from torch_utils.ops import upfirdn2d
-from torch_utils.ops.warp import reflected, warp
+from torch_utils.ops.warp import warp
 
 # Decomposition low-pass filters of two symlets (Daubechies, Ten Lectures on Wavelets, table 8.1).
 _SYM2 = (-0.12940952255092145, 0.22414386804185735, 0.836516303737469, 0.48296291314469025)
@@ -319,18 +320,26 @@ def filter_reflected(images: torch.Tensor, filters: torch.Tensor) -> torch.Tenso
     Written as two products with banded matrices: a depthwise convolution with per-image weights has no affordable
     second derivative.
     """
-    columns = _filter_matrix(filters, images.shape[3])  # [N, W, W]
-    rows = _filter_matrix(filters, images.shape[2])  # [N, H, H]
+    height, width = images.shape[2:]
+    rows = _filter_matrix(filters, height)  # [N, H, H]
+    columns = rows if width == height else _filter_matrix(filters, width)  # [N, W, W]
     return rows[:, None] @ images @ columns[:, None].transpose(2, 3)
 
 
 def _filter_matrix(filters: torch.Tensor, size: int) -> torch.Tensor:
-    """`[N, taps]` -> `[N, size, size]`: entry (i, j) is what pixel j contributes to the filtered pixel i."""
-    n, taps = filters.shape
-    offset = torch.arange(taps, device=filters.device) - taps // 2
-    source = reflected(torch.arange(size, device=filters.device)[:, None] + offset, size)  # [size, taps]
-    matrix = torch.zeros([n, size, size], dtype=filters.dtype, device=filters.device)
-    return matrix.scatter_add_(2, source.expand(n, -1, -1), filters[:, None].expand(-1, size, -1))
+    """`[N, taps]` -> `[N, size, size]`: entry (i, j) is what pixel j contributes to the filtered pixel i.
+
+    The reflected picture repeats itself after 2 * (size - 1) pixels, of which j and -j are the same pixel. (What adds
+    into a matrix at given indices, as scatter_add_ does, adds in any order on a GPU.)
+    """
+    taps, period = filters.shape[1], max(2 * (size - 1), 1)
+    folded = F.pad(filters, [0, -taps % period]).unflatten(1, (-1, period)).sum(dim=1)  # taps for the same pixel
+    steps = torch.arange(2 * size - 1, device=filters.device)
+    itself = folded[:, (steps + (taps // 2 - size + 1)).remainder(period)]  # at (size - 1 - i) + j
+    mirrored = folded[:, (taps // 2 - steps).remainder(period)]  # at i + j
+    matrix = itself.unfold(1, size, 1).flip(1)
+    matrix[:, :, 1:-1] += mirrored.unfold(1, size, 1)[:, :, 1:-1]  # the first and the last pixel are their own mirror
+    return matrix
 
 
 def cutout_mask(cx: torch.Tensor, cy: torch.Tensor, size: torch.Tensor, width: int, height: int) -> torch.Tensor:

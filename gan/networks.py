@@ -81,7 +81,7 @@ def _modulated(
     """`modulated_conv2d` without noise, with the weight in x's dtype, and the factor of the normalisation `[N, O]` that
     is still to be applied; energy `[O, I]` and the factor are None without demodulation."""
     if x.dtype == torch.float16 and energy is not None:
-        styles = styles / styles.abs().amax(dim=1, keepdim=True)  # see scaled_weight
+        styles = _with_largest_of_1(styles)
     x = noise_bias_act.noise_bias_act(x, styles)
     x = conv2d_resample.conv2d_resample(
         x, weight, f=resample_filter, up=up, down=down, padding=padding, flip_weight=flip_weight
@@ -89,26 +89,43 @@ def _modulated(
     return x, None if energy is None else (styles.square() @ energy.t() + 1e-8).rsqrt()
 
 
+def _with_largest_of_1(styles: torch.Tensor) -> torch.Tensor:
+    """Each row of `[N, I]` divided by a factor that demodulation cancels (see `_weight_factor`), as by a constant: what
+    the factor adds to derivatives of the outcome is zero."""
+    return styles / torch.linalg.vector_norm(styles.detach(), torch.inf, dim=1, keepdim=True)
+
+
 def scaled_weight(
     weight: torch.Tensor, dtype: torch.dtype, gain: float = 1, demodulate: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | float]:
-    """A convolution's weight `[O, I, k, k]`, scaled and cast, and the factor that it was scaled by.
+    """A convolution's weight `[O, I, k, k]`, scaled and cast, and the factor that it was scaled by."""
+    factor = _weight_factor(weight, dtype, gain, demodulate)
+    return (weight if _is_one(factor) else weight * factor).to(dtype), factor
+
+
+def weight_energy(weight: torch.Tensor, factor: torch.Tensor | float, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Sum over the kernel of the squared weight, times factor^2: `[O, I, k, k]` -> `[O, I]`."""
+    if _is_one(factor):
+        return torch.sum(weight.square(), dim=[2, 3], out=out)
+    square = factor.square()[:, :, 0, 0] if isinstance(factor, torch.Tensor) else factor**2
+    return torch.mul(weight.square().sum(dim=[2, 3]), square, out=out)
+
+
+def _weight_factor(weight: torch.Tensor, dtype: torch.dtype, gain: float, demodulate: bool) -> torch.Tensor | float:
+    """What a weight `[O, I, k, k]` is scaled by: a number, or `[O, 1, 1, 1]`.
 
     Demodulation cancels any factor per output channel. float16 makes use of that: it scales weights (and styles) to
     keep intermediate values far from its largest.
     """
-    factor: torch.Tensor | float = gain
-    if demodulate and dtype == torch.float16:
-        in_size = weight[0].numel()
-        factor = (in_size**-0.5 / weight.detach().abs().amax(dim=[1, 2, 3], keepdim=True)) * gain  # [O, 1, 1, 1]
-    unscaled = isinstance(factor, (int, float)) and factor == 1
-    return (weight if unscaled else weight * factor).to(dtype), factor
+    if not (demodulate and dtype == torch.float16):
+        return gain
+    largest = torch.linalg.vector_norm(weight.detach(), torch.inf, dim=[1, 2, 3], keepdim=True)
+    factor = weight[0].numel() ** -0.5 / largest
+    return factor if gain == 1 else factor * gain
 
 
-def weight_energy(weight: torch.Tensor, factor: torch.Tensor | float) -> torch.Tensor:
-    """Sum over the kernel of the squared weight: `[O, I, k, k]` -> `[O, I]`."""
-    energy = weight.square().sum(dim=[2, 3])
-    return energy * (factor.square()[:, :, 0, 0] if isinstance(factor, torch.Tensor) else factor**2)
+def _is_one(factor: torch.Tensor | float) -> bool:
+    return isinstance(factor, (int, float)) and factor == 1
 
 
 _Module = TypeVar("_Module", bound="_Recorded")
@@ -169,15 +186,21 @@ class _Convolution(_Recorded):
             return _PreparedWeight.apply(self.weight, prepared.value, prepared.energy, prepared.factor)
         return prepared.value, prepared.energy
 
+    @torch.no_grad()
     def prepare(self, in_place: bool) -> None:
         """See `prepare_weights`."""
         old: _Prepared | None = self.__dict__.get("prepared")
         if not in_place or old is None or old.device != self.weight.device:
             self.__dict__["prepared"] = None  # filled by the next call, which knows dtype and layout
             return
-        for target, fresh in zip(old, self._prepare(old.dtype, old.layout), strict=True):
-            if isinstance(target, torch.Tensor) and isinstance(fresh, torch.Tensor):
-                target.copy_(fresh)
+        weight = self.weight.detach()
+        factor = _weight_factor(weight, old.dtype, self.weight_gain, self.demodulate)
+        if isinstance(old.factor, torch.Tensor) and isinstance(factor, torch.Tensor):
+            old.factor.copy_(factor)
+        if old.value.data_ptr() != weight.data_ptr():  # else it is the parameter itself
+            torch.mul(weight, factor, out=old.value)
+        if old.energy is not None:
+            weight_energy(weight, factor, out=old.energy)
 
     @torch.no_grad()
     def _prepare(self, dtype: torch.dtype, layout: torch.memory_format) -> _Prepared:
@@ -214,11 +237,13 @@ class _PreparedWeight(torch.autograd.Function):
         d_weight = None
         if d_value is not None:
             d_weight = d_value.to(weight.dtype)
-            if isinstance(factor, torch.Tensor) or factor != 1:
+            if not _is_one(factor):
                 d_weight = d_weight * factor
         if d_energy is not None:
-            slope = 2 * d_energy[:, :, None, None] * (factor * factor)
-            d_weight = weight * slope if d_weight is None else torch.addcmul(d_weight, weight, slope)
+            slope = d_energy[:, :, None, None]
+            if not _is_one(factor):
+                slope = slope * (factor * factor)
+            d_weight = 2 * weight * slope if d_weight is None else torch.addcmul(d_weight, weight, slope, value=2)
         return d_weight, None, None, None
 
 
@@ -292,9 +317,21 @@ class Conv2dLayer(_Convolution):
 
     def forward(self, x: torch.Tensor, gain: float = 1) -> torch.Tensor:
         w, _ = self.convolution_weight(x)
+        only_gain = self.activation == "linear" and self.bias is None and self.conv_clamp is None
+        # A kernel of the filter multiplies in passing. PyTorch's operations go on doing it last, rounding as ever.
+        early = only_gain and max(self.up, self.down) > 1 and upfirdn2d.has_kernel(x)
         x = conv2d_resample.conv2d_resample(
-            x, w, f=self.resample_filter, up=self.up, down=self.down, padding=self.padding, flip_weight=self.up == 1
+            x,
+            w,
+            f=self.resample_filter,
+            up=self.up,
+            down=self.down,
+            padding=self.padding,
+            flip_weight=self.up == 1,
+            gain=self.act_gain * gain if early else 1,
         )
+        if early:
+            return x
         b = self.bias.to(x.dtype) if self.bias is not None else None
         clamp = self.conv_clamp * gain if self.conv_clamp is not None else None
         return bias_act.bias_act(x, b, act=self.activation, gain=self.act_gain * gain, clamp=clamp)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from host_kernels import HostLaunch
+from host_kernels import HostLaunch, alone
 from tiny import write_dataset
 
 from torch_utils.ops import bias_act, cuda_kernels, kernels
@@ -36,6 +36,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _exact_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test marked gpu computes as exactly as it can, whatever `devices.prepare` has set for the process before it."""
+    if "gpu" not in request.keywords:
+        yield
+        return
+    settings = [(torch.backends.cuda.matmul, "allow_tf32", False), (torch.backends.cudnn, "allow_tf32", False)]
+    # The fastest algorithms sum in whatever order.
+    settings += [(torch.backends.cudnn, "benchmark", False), (torch.backends.cudnn, "deterministic", True)]
+    before = [getattr(module, name) for module, name, _ in settings]
+    for module, name, value in settings:
+        setattr(module, name, value)
+    yield
+    for (module, name, _), value in zip(settings, before, strict=True):
+        setattr(module, name, value)
+
+
+@pytest.fixture(scope="session")
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run of pytest share, for what takes seconds to compile."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "compiled"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -97,11 +123,11 @@ def whole(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def built_kernel(tmp_path_factory: pytest.TempPathFactory) -> compiled.CpuKernel:
+def built_kernel(compiled_once: Path) -> compiled.CpuKernel:
     """The kernel of bias_act, built once into a cache of its own and not switched on; skips where none can be built."""
     kernel = dataclasses.replace(bias_act._kernel, ops=None, prepared=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    with pytest.MonkeyPatch.context() as patch, alone(compiled_once / "bias_act.cpp"):
+        patch.setenv("XDG_CACHE_HOME", str(compiled_once))
         patch.delenv(compiled.SWITCH)
         compiled._prepare(kernel, timeout=120)
     if kernel.ops is None:
@@ -119,10 +145,9 @@ def cpu_kernels(built_kernel: compiled.CpuKernel, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture(scope="session")
-def host_launches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, HostLaunch]:
+def host_launches(compiled_once: Path) -> dict[str, HostLaunch]:
     """The CUDA kernels as they run on the CPU, by name; each is compiled once, when it is first launched."""
-    folder = tmp_path_factory.mktemp("host_kernels")
-    return {name: HostLaunch(kernel.source, folder) for name, kernel in cuda_kernels.kernels.items()}
+    return {name: HostLaunch(kernel.source, compiled_once) for name, kernel in cuda_kernels.kernels.items()}
 
 
 @pytest.fixture
@@ -132,6 +157,7 @@ def on_host(host_launches: dict[str, HostLaunch], monkeypatch: pytest.MonkeyPatc
         launch.launched.clear()
         monkeypatch.setattr(cuda_kernels.kernels[name], "launch", launch)
         monkeypatch.setattr(cuda_kernels.kernels[name], "device_type", "cpu")
+        monkeypatch.setattr(cuda_kernels.kernels[name], "indices", frozenset([None]))
     return host_launches
 
 

@@ -9,17 +9,20 @@ import contextlib
 import ctypes
 import enum
 import functools
+import shutil
+import tempfile
 import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import host_kernels
 import pytest
 import torch
 from host_kernels import HostLaunch
 
-from torch_utils.ops import cuda_driver, cuda_kernels, nvrtc
+from torch_utils.ops import cubins, cuda_driver, cuda_kernels, cuda_trial, nvrtc
 from torch_utils.ops.cubins import Built
 
 DEVICES = 2
@@ -57,13 +60,12 @@ class FakeDriver:
     CUresult = CUresult
     CUstreamCaptureMode = CUstreamCaptureMode
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         self.calls: list[str] = []
         self.launches: list[tuple[str, int, int]] = []  # entry, device and stream
         self.recording = False
         self.compiled: dict[str, HostLaunch] = {}  # by source
         self.fails: dict[str, CUresult] = {}
-        self._folder = folder
         self._thread = threading.local()
 
     def __getattribute__(self, name: str) -> Any:
@@ -113,7 +115,7 @@ class FakeDriver:
         libraryOptionValues: None, numLibraryOptions: int,
     ) -> tuple[CUresult, Any]:  # fmt: skip
         source = code.decode()
-        return CUresult.CUDA_SUCCESS, self.compiled.get(source) or _compiled(source, self._folder)
+        return CUresult.CUDA_SUCCESS, self.compiled.get(source) or _compiled(source)
 
     def cuLibraryGetKernel(self, library: HostLaunch, name: bytes) -> tuple[CUresult, Any]:
         if not hasattr(library._loaded(), name.decode()):
@@ -127,6 +129,12 @@ class FakeDriver:
         if not self.context:
             return CUresult.CUDA_ERROR_INVALID_CONTEXT, None
         return CUresult.CUDA_SUCCESS, Handle(2, library=kernel.library, entry=kernel.entry, context=self.context)
+
+    def cuFuncLoad(self, function: Any) -> tuple[CUresult]:
+        mode = getattr(self._thread, "mode", CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL)
+        if self.recording and mode != CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED:
+            return (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
+        return (CUresult.CUDA_SUCCESS,)
 
     def cuLaunchKernel(
         self, f: Any, gridDimX: int, gridDimY: int, gridDimZ: int, blockDimX: int, blockDimY: int, blockDimZ: int,
@@ -145,13 +153,23 @@ class FakeDriver:
 
 
 @functools.cache
-def _compiled(source: str, folder: Path) -> HostLaunch:
-    return HostLaunch(source, folder)
+def _sources() -> tempfile.TemporaryDirectory[str]:
+    """The folder of SCALE, and of what it is compiled to, for the life of the process."""
+    folder = tempfile.TemporaryDirectory(prefix="fake-cuda-")
+    write_source(Path(folder.name))
+    return folder
 
 
-def install(patch: pytest.MonkeyPatch, folder: Path) -> FakeDriver:
-    """Put the driver, and two devices of capability 9.0, in the place of what is not here."""
-    driver = FakeDriver(folder)
+@functools.cache
+def _compiled(source: str) -> HostLaunch:
+    return HostLaunch(source, Path(_sources().name))
+
+
+def install(patch: pytest.MonkeyPatch) -> FakeDriver:
+    """Put the driver, and two devices of capability 9.0, in the place of what is not here; SCALE is their source."""
+    driver = FakeDriver()
+    patch.setattr(host_kernels, "CSRC", Path(_sources().name))
+    patch.setattr(cuda_trial, "_compute", lambda place: None)
     patch.setattr(cuda_driver, "_bindings", lambda: driver)
     patch.setattr(cuda_driver, "_contexts", {})
     patch.setattr(torch.version, "cuda", "13.0")
@@ -162,6 +180,7 @@ def install(patch: pytest.MonkeyPatch, folder: Path) -> FakeDriver:
         current_stream=lambda index: types.SimpleNamespace(cuda_stream=10 * index),
         get_device_name=lambda index: f"Fake {index}",
         get_device_capability=lambda index: (9, 0),
+        get_device_properties=lambda index: types.SimpleNamespace(uuid=f"GPU-{index}"),
         synchronize=lambda device: None,
     )
     for name, value in vars(cuda).items():
@@ -181,11 +200,11 @@ def compile_nothing(patch: pytest.MonkeyPatch) -> list[str]:
     """Have NVRTC make code for the driver above. Returns the list of what it was asked for: "scale.cu sm_90"."""
     asked: list[str] = []
 
-    def cubin(source: str, arch: str) -> Built:
+    def compiled(source: str, arch: str) -> Built:
         asked.append(f"{source} {arch}")
         return Built(source.encode(), "NVRTC", (13, 0), 1.25, 32, 0)
 
-    patch.setattr(nvrtc, "cubin", cubin)
+    patch.setattr(nvrtc, "compiled", compiled)
     patch.setattr(nvrtc, "arch_of", lambda capability: "sm_{}{}".format(*capability))
     return asked
 
@@ -207,6 +226,12 @@ __device__ void scale(const Params& p) {
 
 ENTRY(scale_f32, Params, scale)
 """
+
+
+def write_source(folder: Path) -> None:
+    """Put SCALE, and what it includes, into a folder."""
+    (folder / "scale.cu").write_text(SCALE)
+    shutil.copy(cubins.SOURCES / "common.cuh", folder)
 
 
 def scaled(kernel: cuda_kernels.CudaKernel, x: torch.Tensor, factor: float, device: str = "cuda:0") -> torch.Tensor:

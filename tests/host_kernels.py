@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,24 @@ CSRC = Path(__file__).parents[1] / "torch_utils" / "ops" / "csrc"
 Size = tuple[int, int, int]
 
 
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time makes `path`; the others find it made. The lock is the system's, which outlives nobody."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where nothing is compiled
+        yield
+        return
+    with open(f"{path}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 class HostLaunch:
-    """Launches entry points of csrc/`source`, which g++ compiles into `folder` when the first one is launched."""
+    """Launches entry points of csrc/`source`, which g++ compiles into `folder` when the first one is launched.
+
+    Unless it is there: the folder belongs to one run of pytest, all processes of it.
+    """
 
     def __init__(self, source: str, folder: Path) -> None:
         self._source, self._path = CSRC / source, folder / f"{source}.so"
@@ -41,10 +59,14 @@ class HostLaunch:
             compiler = shutil.which("g++")
             if compiler is None:
                 pytest.skip("no g++ to compile the kernels for the host")
+            made = self._path.with_suffix(".made")
             command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
             # A GPU reads and writes packs at multiples of their size only; a CPU would not mind.
             command += ["-fsanitize=alignment", "-fno-sanitize-recover=alignment"]
-            command += ["-DGAN_HOST", "-include", str(SHIM), "-x", "c++", str(self._source), "-o", str(self._path)]
-            subprocess.run(command, check=True)
+            command += ["-DGAN_HOST", "-include", str(SHIM), "-x", "c++", str(self._source), "-o", str(made)]
+            with alone(self._path):
+                if not self._path.exists():
+                    subprocess.run(command, check=True)
+                    made.replace(self._path)
             self._library = ctypes.CDLL(str(self._path))
         return self._library

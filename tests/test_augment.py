@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gan import augment
 from gan.augment import AugmentPipe
 from gan.presets import AUGMENT_PIPES
+from torch_utils.ops.warp import reflected
 
 with np.load(Path(__file__).parent / "golden" / "augment.npz") as file:
     GOLDEN = {name: torch.as_tensor(file[name]) for name in file.files if name != "meta"}
@@ -122,12 +123,12 @@ class TestDefinitions:
     @pytest.mark.parametrize(("percentile", "pixels"), [(0.1, -6), (0.5, 0), (0.7, 3), (0.99, 8)])
     def test_xint_shifts_by_whole_pixels_and_reflects(self, percentile, pixels):
         shifted = self.at(percentile, xint=1, xint_max=0.5)
-        index = augment.reflected(torch.arange(16) - pixels, 16)
+        index = reflected(torch.arange(16) - pixels, 16)
         self.assert_equal(shifted, self.images[:, :, index][:, :, :, index])
 
     def test_xint_is_a_share_of_width_and_of_height(self):
         images = pictures(1, 1, 16, 64)
-        rows, columns = augment.reflected(torch.arange(16) - 2, 16), augment.reflected(torch.arange(64) - 8, 64)
+        rows, columns = reflected(torch.arange(16) - 2, 16), reflected(torch.arange(64) - 8, 64)
         self.assert_equal(self.at(1, images, xint=1), images[:, :, rows][:, :, :, columns])
 
     @pytest.mark.parametrize(
@@ -282,9 +283,7 @@ class TestNonSquarePictures:
     @pytest.mark.parametrize(("percentile", "columns", "rows"), [(0.99, 12, 8), (0.4, -2, -2), (0.8, 7, 5)])
     def test_whole_pixels_are_shifted_exactly(self, percentile, columns, rows):
         y = AugmentPipe(xint=1)(self.images, debug_percentile=percentile)
-        rows, columns = (
-            augment.reflected(torch.arange(size) - shift, size) for size, shift in ((64, rows), (96, columns))
-        )
+        rows, columns = (reflected(torch.arange(size) - shift, size) for size, shift in ((64, rows), (96, columns)))
         torch.testing.assert_close(y, self.images[:, :, rows][:, :, :, columns], rtol=0, atol=5e-5)
 
 
@@ -445,6 +444,19 @@ class TestFilter:
                 for i, j in np.ndindex(6, 9):
                     expected[n, channel, i, j] = (padded[i : i + 7, j : j + 7] * f2d).sum()
         torch.testing.assert_close(augment.filter_reflected(images, filters), torch.from_numpy(expected))
+
+    @pytest.mark.parametrize("size", [1, 2, 3, 16, 32, 33])
+    def test_the_taps_may_see_a_pixel_many_times(self, size):
+        taps = pictures(2, 43)
+        matrix = augment._filter_matrix(taps, size)
+        assert matrix.shape == (2, size, size)
+        expected = torch.zeros_like(matrix)
+        seen = np.pad(np.arange(size), 21, mode="reflect")
+        for i in range(size):
+            for t in range(43):
+                expected[:, i, seen[i + t]] += taps[:, t]
+        torch.testing.assert_close(matrix, expected, rtol=1e-5, atol=1e-5)
+        assert size < 32 or torch.equal(matrix, expected)  # no pixel more than twice
 
     def test_the_bank_adds_up_to_the_identity(self):
         bank = augment.wavelet_bank()

@@ -5,11 +5,13 @@ import http.server
 import json
 import os
 import socket
+import sqlite3
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,15 +22,17 @@ from gan import files, memory
 from gan.doctor import computing, nvidia, speed, surroundings
 from gan.doctor.computing import Computing
 from gan.doctor.examine import examine
-from gan.doctor.facts import Fact, Report, examined
+from gan.doctor.facts import Fact, Report, examined, unset
 from gan.doctor.nvidia import Nvidia
 from torch_utils.ops import cpu_kernels as compiled
 from torch_utils.ops import cuda_kernels, kernels
-from torch_utils.ops.kernel_state import KernelError, KernelState
+from torch_utils.ops.kernel_state import KernelError, KernelState, installing
 
 CPU = torch.device("cpu")
 CU126 = "python -m pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126"
 CU130 = CU126.replace("cu126", "cu130")
+DRIVERS = "(https://www.nvidia.com/drivers; on a cluster ask its administrators)"
+NEWER = f"install a driver from 580 on {DRIVERS}"
 AMPERE = Nvidia(("NVIDIA GeForce RTX 3090",), "580.65.06", (8, 6))
 
 
@@ -55,7 +59,7 @@ class TestFacts:
 
         assert examined("GPU", 0.05, hang) == [
             Fact("GPU", "a card"),
-            Fact("GPU", "no answer in 0.05 s; the rest was left out"),
+            Fact("GPU", "no answer in 0.05 s; the rest was left out", good=False),
         ]
         forever.set()
 
@@ -70,21 +74,40 @@ class TestFacts:
         assert second.remedy is not None
         assert second.remedy.startswith("report this")
 
+    def test_what_fails_for_want_of_a_package_is_no_fault_of_the_program(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "numpy", None)
+
+        def fail() -> Iterator[Fact]:
+            import numpy as np
+
+            yield Fact("Disk", np.__version__)
+
+        assert examined("Disk", 5, fail) == [Fact("Disk", "not examined, for want of numpy", good=False)]
+
     def test_lines_are_aligned_and_commands_stay_whole(self) -> None:
         command = f"python -m pip install {'x' * 120}"
         report = Report([Fact("GPU", "word " * 30, command), Fact("GPU", "more"), Fact("Disk", "a\x1b[31m")])
         lines = report.lines()
-        assert [line[:11].strip() for line in lines] == ["GPU:", "", "", "", "Disk:", "Next:"]
-        assert all(len(line) <= 111 and line[10] == " " for line in lines if "pip" not in line)
-        assert lines[2] == f"{'':11}-> {command}"
-        assert lines[4] == "Disk:      a?[31m"
+        assert [line[:11].strip() for line in lines] == ["GPU:", "", "", "", "", "Disk:", "Next:", ""]
+        assert all(len(line) <= 80 and line[10] == " " for line in lines if "pip" not in line)
+        assert lines[3] == f"{'':11}-> {command}"
+        assert lines[5] == "Disk:      a?[31m"
+        assert lines[6:] == [
+            'Next:      training runs; "->" makes it better, then python -m gan doctor again.',
+            "           To go on: python -m gan demo",
+        ]
 
     @pytest.mark.parametrize(
         ("facts", "can_train", "next_step"),
         [
             ([Fact("GPU", "none")], True, "all is well: python -m gan demo, or python train.py --data DATASET"),
             (
-                [Fact("GPU", "idle", "reboot"), Fact("Disk", "full", "free some"), Fact("Disk", "x", "y")],
+                [Fact("GPU", "fine"), Fact("Kernels", "warp: wrong results", good=False)],
+                True,
+                "training runs, but not everything is as it should be: see above. To go on: python -m gan demo",
+            ),
+            (
+                [Fact("GPU", "idle", "reboot"), Fact("Disk", "full", "free some"), Fact("Disk", "x", good=False)],
                 True,
                 'training runs; "->" makes it better, then python -m gan doctor again. To go on: python -m gan demo',
             ),
@@ -98,8 +121,10 @@ class TestFacts:
     def test_the_last_line_says_what_to_do(self, facts: list[Fact], can_train: bool, next_step: str) -> None:
         report = Report(facts)
         assert report.can_train is can_train
-        assert report.lines()[-1] == f"Next:      {next_step}"
-        assert json.loads(json.dumps(report.to_dict()))["next"] == next_step
+        assert " ".join(" ".join(report.lines()).split()).endswith(f" Next: {next_step}")
+        printed = json.loads(json.dumps(report.to_dict()))
+        assert printed["next"] == next_step
+        assert all(fact["good"] for fact in printed["facts"]) is next_step.startswith("all is well")
 
 
 @pytest.fixture
@@ -168,7 +193,7 @@ class TestWhatTheSystemSays:
         add_nvidia_smi(no_card, "echo 'No devices were found'; exit 6")
         fact = nvidia.unused(nvidia.find(), "13.0", "", None)
         assert fact.text == "an NVIDIA GPU, is not used: nvidia-smi: No devices were found"
-        assert fact.remedy == "reboot; if that does not help, install the newest driver: https://www.nvidia.com/drivers"
+        assert fact.remedy == f"reboot; if that does not help, install the newest driver {DRIVERS}"
 
     @pytest.mark.parametrize(("built_for", "then"), [("13.0", ""), (None, f", then: {CU130}")])
     def test_a_card_without_a_driver(self, built_for: str | None, then: str, no_card: Path) -> None:
@@ -179,7 +204,7 @@ class TestWhatTheSystemSays:
             (device / "class").write_text(f"{kind}\n")
         fact = nvidia.unused(nvidia.find(), built_for, "", None)
         assert fact.text == "an NVIDIA GPU, no driver, is not used: its driver is not loaded"
-        assert fact.remedy == f"install the driver (https://www.nvidia.com/drivers) and reboot{then}"
+        assert fact.remedy == f"install the newest driver {DRIVERS} and reboot{then}"
 
     def test_a_container_that_was_given_no_gpu(self, no_card: Path) -> None:
         add_driver(no_card)
@@ -198,8 +223,9 @@ class TestWhyNoGpu:
             ("580.65.06", None, CU130),
             ("580.65.06", (6, 1), CU126),  # Pascal: CUDA 13 knows it no longer
             ("560.35.03", (8, 6), CU126),
-            ("570.86.10", (12, 0), f"install a driver from 580 on: https://www.nvidia.com/drivers, then: {CU130}"),
-            ("470.57.02", (8, 6), f"install a driver from 580 on: https://www.nvidia.com/drivers, then: {CU130}"),
+            ("570.86.10", (12, 0), f"{NEWER}, then: {CU130}"),
+            ("470.57.02", (8, 6), f"{NEWER}, then: {CU130}"),
+            ("580.65.06", (3, 5), f"{NEWER}, then: {CU130}"),  # no build knows it any more
         ],
     )
     def test_pytorch_for_cpus_is_replaced_by_one_that_goes_with_the_driver(
@@ -219,8 +245,8 @@ class TestWhyNoGpu:
         ("driver", "capability", "built_for", "said", "remedy"),
         [
             ("535.104.05", (8, 6), "13.0", "", CU126),
-            ("570.86.10", (12, 0), "13.2", "", "install a driver from 580 on: https://www.nvidia.com/drivers"),
-            ("470.57.02", (8, 6), "12.6", "", "install a driver from 580 on: https://www.nvidia.com/drivers"),
+            ("570.86.10", (12, 0), "13.2", "", NEWER),
+            ("470.57.02", (8, 6), "12.6", "", NEWER),
             ("535.104.05", (8, 6), "14.0", "The NVIDIA driver on your system is too old", CU126),
         ],
     )
@@ -235,7 +261,18 @@ class TestWhyNoGpu:
     def test_a_card_that_is_hidden(self, visible: str) -> None:
         fact = nvidia.unused(AMPERE, "13.0", "", visible)
         assert f"CUDA_VISIBLE_DEVICES={visible!r} hides it" in fact.text
-        assert fact.remedy in ("unset CUDA_VISIBLE_DEVICES", "set CUDA_VISIBLE_DEVICES=")
+        assert fact.remedy == unset("CUDA_VISIBLE_DEVICES")
+
+    def test_a_cluster_is_asked_for_a_gpu(self, no_card: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        srun = no_card / "bin/srun"
+        srun.touch(mode=0o755)
+        monkeypatch.setattr(nvidia, "shutil", SimpleNamespace(which=lambda name: srun))
+        login = nvidia.unused(None, "13.0", "", None)
+        assert login.remedy == "ask Slurm for a GPU: srun --gres=gpu:1 python -m gan doctor"
+        monkeypatch.setenv("SLURM_JOB_ID", "1")
+        assert nvidia.unused(None, "13.0", "", None).remedy is None
+        hidden = nvidia.unused(AMPERE, "13.0", "", "")
+        assert hidden.remedy == "ask Slurm for a GPU: srun --gres=gpu:1"
 
     def test_whatever_else_pytorch_says(self) -> None:
         assert (
@@ -295,18 +332,18 @@ class TestComputing:
         forever = threading.Event()
         monkeypatch.setattr(torch.cuda, "is_available", lambda: forever.wait() or False)
         found = Computing("cpu")
-        assert examined("GPU", 0.05, found.gpu) == [Fact("GPU", "no answer in 0.05 s; the rest was left out")]
+        facts = examined("GPU", 0.05, found.gpu, "the GPU has not answered")
+        assert facts == [Fact("GPU", "the GPU has not answered in 0.05 s; the rest was left out", good=False)]
         fact = only(found.choose())
-        assert (fact.remedy, fact.fatal) == ("reboot", True)
+        assert (fact.remedy, fact.fatal) == ("run it once more; if it stays so, reboot", True)
         assert list(found.kernels()) == []
         forever.set()
 
     @pytest.mark.parametrize(("wanted", "fatal"), [("auto", True), ("cpu", False)])
     def test_a_card_that_does_not_compute(self, wanted: str, fatal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        if torch.version.cuda is not None:
-            pytest.skip("here one might")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(nvidia, "find", lambda: AMPERE)
+        monkeypatch.setattr(computing, "_cannot_compute", lambda device: "CUDA error: unknown error")
         found = Computing(wanted)
         fact = only(found.gpu())
         assert "RTX 3090, driver 580.65.06: PyTorch sees it, but cannot compute there (" in fact.text
@@ -343,7 +380,7 @@ class TestComputing:
         first, second = Computing("cpu").choose()
         assert first.text == "cpu: CPU with 1 thread, float32 throughout"
         assert second.text.endswith("8 cores to use, but OMP_NUM_THREADS=1 allows 1")
-        assert second.remedy in ("unset OMP_NUM_THREADS", "set OMP_NUM_THREADS=")
+        assert second.remedy == unset("OMP_NUM_THREADS")
 
     def test_a_cpu_computes(self) -> None:
         assert computing._cannot_compute(CPU) is None
@@ -362,8 +399,16 @@ def facts_of_a_card(monkeypatch: pytest.MonkeyPatch, free: int) -> tuple[list[Fa
     return [*found.gpu(), *found.choose()], found
 
 
-def state(name: str, kind: str = "cuda", reason: str = "", seconds: float = 0.0, cached: bool = False) -> KernelState:
-    return KernelState(name, kind, not reason, reason, seconds, cached, verified=not reason)
+def state(
+    name: str,
+    kind: str = "cuda",
+    reason: str = "",
+    remedy: str | None = None,
+    seconds: float = 0.0,
+    cached: bool = False,
+    compiler: str = "NVRTC 13.0",
+) -> KernelState:
+    return KernelState(name, kind, not reason, reason, seconds, cached, "" if reason else "now", remedy, compiler)
 
 
 class TestKernels:
@@ -374,7 +419,7 @@ class TestKernels:
         def facts(*states: KernelState, device: str = "cuda") -> list[Fact]:
             monkeypatch.setattr(kernels, "prepare", lambda device, mode: "")
             monkeypatch.setattr(kernels, "states", lambda: list(states))
-            monkeypatch.setattr(computing, "_compiler", lambda: "NVRTC 13.0")
+            monkeypatch.setattr(compiled, "unbuilt", list)
             monkeypatch.setattr(speed, "times_as_fast", lambda name, device: None if name == "warp" else 2.5)
             found = Computing(device)
             found.device = torch.device(device)
@@ -386,26 +431,62 @@ class TestKernels:
         states = [
             state("bias_act", "cpu", "x"),
             state("bias_act", seconds=0.4),
-            state("warp", seconds=1.9, cached=True),
+            state("warp", seconds=1.9, cached=True, compiler="nvcc 12.8"),
         ]
-        assert [(fact.text, fact.remedy) for fact in facts_of(*states)] == [
-            ("compiled by NVRTC 13.0", None),
-            ("bias_act: in use, verified, built in 0.4 s, 2.5 times as fast as PyTorch's operations", None),
-            ("warp: in use, verified, built before in 1.9 s", None),
+        assert facts_of(*states) == [
+            Fact("Kernels", "compiled by NVRTC 13.0, nvcc 12.8"),
+            Fact(
+                "Kernels", "bias_act: in use, verified now, built in 0.4 s, 2.5 times as fast as PyTorch's operations"
+            ),
+            Fact("Kernels", "warp: in use, verified now, built earlier (1.9 s)"),
         ]
 
+    def test_one_that_is_slow_is_no_good(
+        self, facts_of: Callable[..., list[Fact]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(computing, "_SLOW", 2.6)
+        fact = facts_of(state("bias_act"))[1]
+        assert ", but only 2.50 times as fast as PyTorch's operations in a layer taken alone" in fact.text
+        assert fact.remedy is not None
+        assert "gan bench --ops auto, and the same with --ops ref" in fact.remedy
+
     def test_those_that_are_not_are_listed_by_reason(self, facts_of: Callable[..., list[Fact]]) -> None:
-        missing = 'cuda-bindings is not installed; pip install "x[cuda]"'
-        wrong = "warp computes wrong results here (float16)"
+        missing, wrong = ("cuda-bindings is not installed", installing()), ("warp computes wrong results here", None)
         first, second = facts_of(
-            state("bias_act", reason=missing), state("warp", reason=wrong), state("up", reason=missing)
+            *(state(name, "cuda", *why) for name, why in (("bias_act", missing), ("warp", wrong), ("up", missing)))
         )
-        assert first.text == f"bias_act, up: PyTorch's operations run instead, because {missing}"
-        assert first.remedy == 'python -m pip install "cuda-bindings~=13.0" "nvidia-cuda-nvrtc==13.0.*"'
-        assert second == Fact("Kernels", f"warp: PyTorch's operations run instead, because {wrong}")
+        assert first.text == "bias_act, up: PyTorch's operations run instead, because cuda-bindings is not installed"
+        assert first.remedy == installing()
+        text = "warp: PyTorch's operations run instead, because warp computes wrong results here"
+        assert second == Fact("Kernels", text, good=False)
+
+    @pytest.mark.parametrize("reason", ["device kernel image is invalid", "PTX compiled with an unsupported toolchain"])
+    def test_a_driver_older_than_the_compiler(self, reason: str, facts_of: Callable[..., list[Fact]]) -> None:
+        (fact,) = facts_of(state("warp", reason=f"CUDA error: {reason} (cuLibraryLoadData)"))
+        assert fact.remedy == f"{NEWER}, or go back: {CU126}"
+
+    def test_cpu_kernels_are_not_built_here(
+        self, facts_of: Callable[..., list[Fact]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = Computing("cpu")
+        found.device = CPU
+        monkeypatch.setattr(compiled, "unbuilt", lambda: ["bias_act"])
+        monkeypatch.setattr(kernels, "prepare", lambda *args: pytest.fail("built"))
+        fact = only(found.kernels())
+        assert fact == Fact("Kernels", "bias_act: not built yet; the first run builds it, in seconds")
+
+    def test_none_on_windows_is_as_it_should_be(
+        self, facts_of: Callable[..., list[Fact]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        missing = state("bias_act", "cpu", "they are not built on Windows")
+        monkeypatch.setattr(computing, "sys", SimpleNamespace(platform="win32"))
+        assert [fact.good for fact in facts_of(missing, device="cpu")] == [True]
+        monkeypatch.undo()
+        assert [fact.good for fact in facts_of(missing, device="cpu")] == [False]
 
     def test_a_device_without_kernels(self, facts_of: Callable[..., list[Fact]]) -> None:
         (fact,) = facts_of(state("bias_act", "cpu"), device="mps")
+        assert fact.good
         assert fact.text == "none for mps: PyTorch's operations run instead"
 
     def test_a_kernel_that_breaks_the_device(
@@ -421,27 +502,11 @@ class TestKernels:
             "Kernels", "warp fails on this device; start again, and it is left out", "python -m gan doctor"
         )
 
-    @pytest.mark.parametrize(
-        ("reason", "remedy"),
-        [
-            ("ninja was not found; pip install ninja", "python -m pip install ninja"),
-            ("GAN_CPU_KERNELS=0", "unset GAN_CPU_KERNELS"),
-            ("the cache cannot be used (Read-only)", "set XDG_CACHE_HOME to a folder that can be written to"),
-            ("building x failed (tried before; delete /a b/c.failed to try again)", "delete /a b/c.failed"),
-            ("NVRTC 13.0 compiles for sm_75 and up, not for sm_61; one for an older CUDA is needed", CU126),
-            ("they are not built on Windows", None),
-        ],
-    )
-    def test_each_reason_that_can_be_mended_has_its_remedy(self, reason: str, remedy: str | None) -> None:
-        assert computing.remedy_of(reason) == (
-            remedy if os.name == "posix" or "unset" not in str(remedy) else "set GAN_CPU_KERNELS="
-        )
-
     def test_no_compiler(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CXX", "no-such-compiler")
         with pytest.raises(KernelError) as raised:
             compiled._key(Path("x.cpp"))
-        assert computing.remedy_of(str(raised.value)) in ("xcode-select --install", "sudo apt install g++, or the like")
+        assert (raised.value.remedy or "").startswith(("xcode-select --install", "sudo apt install g++"))
 
 
 class TestSpeed:
@@ -489,7 +554,7 @@ def without(*modules: str) -> Callable[[str], bool]:
 
 class TestSurroundings:
     def test_packages_that_are_useful(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(surroundings, "_is_there", without("pyspng", "psutil", "scipy", "imageio_ffmpeg", "lmdb"))
+        monkeypatch.setattr(surroundings, "is_there", without("pyspng", "psutil", "scipy", "imageio_ffmpeg", "lmdb"))
         missing, present = surroundings.packages()
         assert missing.text.startswith(
             "not installed: pyspng (PNGs are decoded by Pillow, more slowly); psutil (memory"
@@ -500,7 +565,7 @@ class TestSurroundings:
         assert present.remedy is None
 
     def test_packages_that_nothing_goes_without(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(surroundings, "_is_there", without("PIL"))
+        monkeypatch.setattr(surroundings, "is_there", without("PIL"))
         fact = next(surroundings.packages())
         assert fact == Fact("Packages", "pillow is not installed", "python -m pip install pillow", fatal=True)
 
@@ -555,16 +620,23 @@ class TestSurroundings:
         monkeypatch.setattr("gan.data.cache.available_bytes", lambda: 10)
         _, second = surroundings.data(str(tiny_dataset), None)
         assert second.text.startswith("cache: off, ")
-        assert second.remedy == "give --cache-dir FOLDER, on a disk with room"
+        assert second.text.count("--cache-dir") == 1
+        assert not second.good
 
     def test_a_dataset_that_does_not_open(self, tmp_path: Path) -> None:
         (tmp_path / "x.zip").write_bytes(b"no zip")
-        assert only(surroundings.data(str(tmp_path / "x.zip"), None)).fatal
+        fact = only(surroundings.data(str(tmp_path / "x.zip"), None))
+        assert fact.fatal
+        assert fact.remedy is not None
+        assert fact.remedy not in fact.text
+        assert only(surroundings.data("gone.zip", None)) == Fact(
+            "Data", "gone.zip: no such file or folder", "pack your images with dataset_tool.py first", fatal=True
+        )
 
 
 class TestMlflow:
     def test_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(surroundings, "_is_there", without("mlflow"))
+        monkeypatch.setattr(surroundings, "is_there", without("mlflow"))
         assert only(surroundings.mlflow(Path("runs"))).remedy == "python -m pip install mlflow"
 
     def test_a_database(self) -> None:
@@ -573,15 +645,18 @@ class TestMlflow:
         assert fact.remedy is None
 
     @pytest.mark.parametrize(
-        ("status", "says", "remedy"),
+        ("status", "body", "says", "remedy"),
         [
-            (200, "answers", None),
-            (404, "answers", None),  # behind a prefix
-            (401, "refuses us (HTTP 401)", "set MLFLOW_TRACKING_USERNAME"),
-            (502, "fails (HTTP 502)", "look at its log; or "),
+            (200, "OK", "answers", None),
+            (200, "<html>", "does not answer as MLflow does (HTTP 200 for /health)", "look at the address; or "),
+            (404, "", "does not answer as MLflow does (HTTP 404 for /health)", "look at the address; or "),
+            (401, "", "refuses us (HTTP 401)", "set MLFLOW_TRACKING_USERNAME"),
+            (502, "", "fails (HTTP 502)", "look at its log; or "),
         ],
     )
-    def test_a_server(self, status: int, says: str, remedy: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_server(
+        self, status: int, body: str, says: str, remedy: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         paths = []
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -589,6 +664,7 @@ class TestMlflow:
                 paths.append(self.path)
                 self.send_response(status)
                 self.end_headers()
+                self.wfile.write(body.encode())
 
             def log_message(self, *args: object) -> None:
                 pass
@@ -615,9 +691,33 @@ class TestMlflow:
         assert "does not answer (Connection refused)" in down.text
         assert "training does without" in down.text
         assert down.remedy in (
-            f"start it; or {command} MLFLOW_TRACKING_URI{end} to record in a file beside the runs"
-            for command, end in (("unset", ""), ("set", "="))
+            f"start it; or {command} to record in a file beside the runs" for command in [unset("MLFLOW_TRACKING_URI")]
         )
+
+    @pytest.mark.parametrize(("content", "good"), [(b"", True), (b"no database" * 99, False)])
+    def test_a_file_that_is_no_database(self, content: bytes, good: bool) -> None:
+        Path("runs").mkdir()
+        Path("runs/mlflow.db").write_bytes(content)
+        fact = only(surroundings.mlflow(Path("runs")))
+        assert ("which is no database (file is not a database)" in fact.text) is not good
+        assert fact.remedy == (None if good else f"move {Path('runs/mlflow.db')} away: a new one is made")
+        assert Path("runs/mlflow.db").read_bytes() == content
+
+    def test_a_database_in_use(self) -> None:
+        Path("runs").mkdir()
+        with contextlib.closing(sqlite3.connect("runs/mlflow.db")) as connection:
+            connection.execute("CREATE TABLE x (y)")
+            assert only(surroundings.mlflow(Path("runs"))).remedy is None
+
+    @pytest.mark.parametrize(
+        ("uri", "known"),
+        [("foo://x", False), ("runs", True), ("postgresql+psycopg2://u@h/d", True), ("databricks", True)],
+    )
+    def test_schemes(self, uri: str, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        fact = only(surroundings.mlflow(Path("runs")))
+        assert ("which is no address that MLflow knows (" in fact.text) is not known
+        assert (fact.remedy is None) is known
 
     def test_an_address_that_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://")
@@ -652,7 +752,7 @@ class TestExamine:
         lines = [fact.text for fact in report.facts if fact.topic == "Kernels"]
         assert lines[0].startswith("compiled by ")
         assert [line.split(":")[0] for line in lines[1:]] == list(cuda_kernels.kernels)
-        assert all(": in use, verified, " in line and " times as fast as " in line for line in lines[1:])
+        assert all(": in use, verified " in line and " times as fast as " in line for line in lines[1:])
 
     def test_without_pytorch_the_rest_is_examined(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "torch", None)

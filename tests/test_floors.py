@@ -13,6 +13,7 @@ SOURCES = sorted([*ROOT.glob("gan/**/*.py"), *ROOT.glob("torch_utils/**/*.py")])
 FLOORS = {
     "torch_utils": 0,
     "gan.errors": 0.5,
+    "gan.packages": 0.75,
     "gan.presets": 0.75,
     "gan.image_size": 0.75,
     "gan.files": 1,
@@ -79,7 +80,7 @@ def within(names, *packages):
 
 WITH_TORCH = {"gan.data.loader", "gan.data.labels", "gan.data.device_store"}  # of gan.data
 WITHOUT_TORCH = {
-    *("gan.errors", "gan.files", "gan.memory", "gan.presets", "gan.image_size"),
+    *("gan.errors", "gan.files", "gan.memory", "gan.packages", "gan.presets", "gan.image_size"),
     *("gan.train_options", "gan.config", "gan.resolve", "gan.continuation"),
     *(set(within(MODULES, "gan.data")) - WITH_TORCH),
     *("gan.doctor.examine", "gan.doctor.facts", "gan.doctor.nvidia", "gan.doctor.surroundings"),

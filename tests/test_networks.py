@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_networks import DISCRIMINATORS, GENERATORS, golden
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gan import image_size, networks
 from gan.models import embedded_networks
@@ -148,6 +149,32 @@ class TestModulatedConv:
         y = modulated_conv2d(x, weight.float(), styles.float(), padding=1)
         assert_close(y, by_definition(x.double(), weight, styles, padding=1).half(), 2e-3)
 
+    def test_float16_has_the_gradients_of_double_precision(self):
+        x, weight, styles = self.inputs(3)
+        results = []
+        for dtype in (torch.float64, torch.float16):
+            inputs = [tensor.detach().requires_grad_() for tensor in (x.to(dtype), weight, styles * 100)]
+            y = modulated_conv2d(*inputs, padding=1)
+            results.append(torch.autograd.grad(y, inputs, torch.linspace(-1, 1, y.numel()).view_as(y).to(dtype)))
+        for exact, half in zip(*results, strict=True):
+            assert_close(half.double(), exact, 1e-2)
+
+    @pytest.mark.parametrize("scale", [1e-2, 1, 30])
+    def test_what_float16_divides_styles_by_is_cancelled_in_the_first_two_derivatives(self, scale):
+        x, weight, styles = self.inputs(3)
+        results = []
+        for divided in (False, True):
+            inputs = [tensor.detach().requires_grad_() for tensor in (x, weight, styles * scale)]
+            s = networks._with_largest_of_1(inputs[2]) if divided else inputs[2]
+            y = F.leaky_relu(modulated_conv2d(inputs[0], inputs[1], s, padding=1))
+            first = torch.autograd.grad(
+                (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), inputs, create_graph=True
+            )
+            second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+            results.append([y.detach(), *(g.detach() for g in first), *second])
+        for plain, divided in zip(*results, strict=True):
+            assert_close(divided, plain, 1e-5)
+
     def test_second_derivatives_equal_finite_differences(self):
         x, weight, styles = (tensor[:, :2].requires_grad_() for tensor in self.inputs(3))
         x = x[:, :, :3, :3]
@@ -156,6 +183,18 @@ class TestModulatedConv:
             return modulated_conv2d(x, weight[:2], styles, up=2, padding=1, resample_filter=setup_filter([1, 3, 3, 1]))
 
         assert torch.autograd.gradgradcheck(call, (x, weight, styles))
+
+
+class Operations(TorchDispatchMode):
+    """Remembers which of PyTorch's operations were called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
 
 
 class TestKernels:
@@ -173,10 +212,6 @@ class TestKernels:
         with torch.no_grad():
             pictures = {mode: G(z, c, noise_mode=mode) for mode in ("const", "none")}
         return pictures | TestSizes.gradients(G, D, z, c)
-
-    @pytest.fixture(autouse=True)
-    def exact_convolutions(self, monkeypatch):
-        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
     @pytest.mark.parametrize("architecture", ["skip", "resnet"])
     def test_gradients_of_path_length_and_r1_are_those_of_pytorch(self, architecture, kernel_device):
@@ -199,11 +234,37 @@ class TestKernels:
 
         assert 0 < error(ours) <= 2 * error(plain) < 0.2
 
+    @pytest.mark.parametrize(("up", "down", "entry"), [(1, 2, "down4"), (2, 1, "up4")])
+    def test_the_gain_of_a_skip_connection_is_that_of_its_filter(self, up, down, entry, on_host):
+        torch.manual_seed(0)
+        layer, x = networks.Conv2dLayer(4, 8, 1, bias=False, up=up, down=down), torch.randn(2, 4, 12, 10)
+
+        def values_and_gradients():
+            inputs = [x.clone().requires_grad_(), layer.weight]
+            y = layer(inputs[0], gain=0.5)
+            gradients = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+            return [y, *gradients, *torch.autograd.grad(gradients[0].square().sum(), inputs)]
+
+        networks.prepare_weights(layer)
+        with torch.no_grad():
+            layer(x)
+            on_host["upfirdn2d"].launched.clear()
+            with Operations() as operations:
+                layer(x, gain=0.5)
+        assert on_host["upfirdn2d"].launched == [f"upfirdn2d_{entry}_f32"]
+        assert on_host["bias_act"].launched == []
+        assert "mul" not in operations.names
+        ours = values_and_gradients()
+        with kernels.disabled():
+            plain = values_and_gradients()
+        for a, b in zip(ours, plain, strict=True):
+            assert_close(a, b, 1e-5)
+
     def test_a_synthesis_layer_is_two_launches_around_its_convolution(self, on_host):
         layer = small_generator(16).synthesis.b16.conv1
         with torch.no_grad():
             layer(torch.randn(2, 4, 16, 16), torch.randn(2, 7))
-        assert on_host["noise_bias_act"].launched == ["map_planes_f32"] * 2
+        assert on_host["noise_bias_act"].launched == ["noise_bias_act_map_planes_f32"] * 2
 
 
 # What the names and shapes of an 8x8 network are; 8 channels everywhere, z 6, w 7.
@@ -849,7 +910,7 @@ def test_networks_remember_their_constructor_arguments():
 class TestPreparedWeights:
     """Weights kept scaled and cast give what weights used as they are give, gradients included."""
 
-    @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16], ids=str)
     @pytest.mark.parametrize("kind", ["generator", "discriminator"])
     def test_outputs_and_gradients_are_the_same(self, kind, dtype):
         network = small_generator(num_fp16_res=2) if kind == "generator" else small_discriminator(num_fp16_res=2)
@@ -884,6 +945,30 @@ class TestPreparedWeights:
             networks.forget_weights(D)
             assert_close(renewed, D(x), 1e-6)
         assert not torch.allclose(renewed, before)
+
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("kind", ["generator", "discriminator"])
+    def test_renewed_in_place_they_are_what_they_would_be_anew_in_the_same_memory(self, kind, dtype, layout):
+        network = small_generator(num_fp16_res=2) if kind == "generator" else small_discriminator(num_fp16_res=2)
+        network.to(memory_format=layout)
+        networks.set_half_dtype(network, dtype)
+        networks.prepare_weights(network)
+        with torch.no_grad():
+            network(torch.randn([4, 6]) if kind == "generator" else torch.randn([4, 3, 16, 16]))
+            for parameter in network.parameters():
+                parameter.mul_(1.5).add_(0.1)
+        layers = [module for module in network.modules() if isinstance(module, networks._Convolution)]
+        versions = [layer.weight._version for layer in layers]
+        before = [layer.__dict__["prepared"] for layer in layers]
+        networks.prepare_weights(network, in_place=True)
+        assert [layer.weight._version for layer in layers] == versions, "a weight was written to itself"
+        for layer, old in zip(layers, before, strict=True):
+            now, fresh = layer.__dict__["prepared"], layer._prepare(old.dtype, old.layout)
+            assert now is old
+            for a, b in zip(now, fresh, strict=True):
+                same = torch.equal(a, b) and a.stride() == b.stride() if isinstance(a, torch.Tensor) else a == b
+                assert same
 
     def test_they_are_no_part_of_a_state_dict_and_follow_a_change_of_dtype(self):
         D, x = small_discriminator(), torch.randn([4, 3, 16, 16])

@@ -42,6 +42,23 @@ def test_any_shape_and_dtype_is_a_number_of_observations(shape, dtype):
     }
 
 
+def test_reporting_together_is_reporting_one_by_one():
+    together, alone = Stats(CPU), Stats(CPU)
+    for seed in range(3):
+        values = {name: torch.from_numpy(observations(7, seed + i)).float() for i, name in enumerate("cab")}
+        values |= {"empty": torch.ones(0), "late" if seed else "early": torch.ones([]), "column": values["a"][:, None]}
+        values |= {"half": values["b"].bfloat16(), "other size": values["a"][:5]}
+        together.report_all(values)
+        for name, observed in values.items():
+            alone.report(name, observed)
+    actual, expected = together.flush(), alone.flush()
+    assert actual == expected
+    assert list(actual) == ["c", "a", "b", "early", "column", "half", "other size", "late"]
+    assert actual["a"]["num"] == 21
+    together.report_all({"b": torch.ones(2)})
+    assert together.flush() == {"b": {"num": 2, "mean": 1, "std": 0}}
+
+
 def test_a_long_tick_of_low_precision_values_loses_nothing():
     stats = Stats(CPU)
     for _ in range(300):

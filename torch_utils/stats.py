@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 
@@ -19,14 +21,24 @@ class Stats:
 
     def report(self, name: str, values: torch.Tensor) -> None:
         """Add the elements of `values`, any shape, on this object's device."""
-        if values.numel() == 0:
-            return
-        x = values.detach().reshape(-1).to(self._dtype)
-        moments = torch.stack([torch.ones_like(x), x, x * x]).sum(dim=1)
-        if name in self._moments:
-            self._moments[name] += moments
-        else:
-            self._moments[name] = moments
+        self.report_all({name: values})
+
+    def report_all(self, observations: Mapping[str, torch.Tensor]) -> None:
+        """`report` for each name; what has the same size is summed together, as short launches are what it costs."""
+        alike: dict[tuple[int, torch.dtype], dict[str, torch.Tensor]] = {}
+        for name, values in observations.items():
+            if values.numel() > 0:
+                alike.setdefault((values.numel(), values.dtype), {})[name] = values.detach().reshape(-1)
+        moments: dict[str, torch.Tensor] = {}
+        for group in alike.values():
+            x = torch.stack(list(group.values())).to(self._dtype)
+            sums = torch.stack([torch.ones_like(x), x, x * x], dim=1).sum(dim=2)  # [names, 3]
+            moments.update(zip(group, sums, strict=True))
+        for name in observations:
+            if name in self._moments and name in moments:
+                self._moments[name] += moments[name]
+            elif name in moments:
+                self._moments[name] = moments[name]
 
     def flush(self) -> dict[str, dict[str, float]]:
         """{name: {num, mean, std}} of everything reported since the last flush, in the order of first report."""

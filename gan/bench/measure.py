@@ -92,6 +92,9 @@ def measure(
         ours = _Contestant("ours", config, device, half_dtype, dataset, feed)
         computing = resources.computing(device, ours.state.G, half_dtype)
         report(f"Computing: {computing}")
+        in_use = resources.kernels_in_use()
+        report(f"Kernels:   {in_use}")
+        computing += f"; {in_use}"
         ours.warm_up(deadline)
         memory = memory_of(ours.state, before)
         contestants, plain_peak = [ours], None

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib
 
-import click
+from gan.packages import required
+
+with required():
+    import click
 
 _COMMANDS = {
     "dataset-tool": "dataset_tool",
@@ -31,9 +34,17 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"gan.cli.{_COMMANDS[name]}")
+        with required():
+            module = importlib.import_module(f"gan.cli.{_COMMANDS[name]}")
         command: click.Command = getattr(module, _COMMANDS[name])
         return command
+
+
+def door(name: str) -> None:
+    """Run one command, as the scripts of the repository do."""
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    command()
 
 
 @click.group(cls=_LazyGroup)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from gan.errors import GanError, printable
+from gan.packages import required
 
 
 class Option(click.Option):
@@ -47,7 +48,8 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with required():
+                return super().invoke(ctx)
         except GanError as error:
             for line in str(error).splitlines():
                 click.echo(f"error: {printable(line)}", err=True)

@@ -23,8 +23,8 @@ _HELPS = {
 def _doctor(ctx: click.Context, as_json: bool, **values: Any) -> None:
     """Say what works on this machine, what does not and why, and what to type about it.
 
-    Exit code 1 if training cannot run at all. Nothing is changed but for kernels, which are built and kept as training
-    would. For a report of a problem, send all that it prints.
+    Exit code 1 if training cannot run at all. Nothing is changed but for CUDA kernels, which are compiled and kept as
+    training would. For a report of a problem, send all that it prints.
     """
     limit_spinning()
     problems = problems_of(ctx)

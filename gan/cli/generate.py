@@ -197,6 +197,7 @@ def _render(G: Generator, label: list[float], request: Request) -> None:
     from gan.latent.sampling import Sheet, synthesize
     from gan.networks import prepare_weights
     from gan.training.devices import choose_device, keep_freed_memory, prepare_kernels, settle_mkl_functions
+    from gan.training.resources import kernels_in_use
     from torch_utils.ops import kernels
 
     device, outdir = choose_device(request.device), request.outdir
@@ -204,9 +205,9 @@ def _render(G: Generator, label: list[float], request: Request) -> None:
         keep_freed_memory()
         settle_mkl_functions()
     prepare_kernels(request.ops, device)
-    missing = [state for state in kernels.states() if state.kind == "cuda" and not state.in_use]
+    missing = any(state.kind == "cuda" and not state.in_use for state in kernels.states())
     if device.type == "cuda" and request.ops == "auto" and missing:
-        click.echo(kernels.status(), err=True)
+        click.echo(kernels_in_use(), err=True)
     G = G.to(device)
     prepare_weights(G)
     if request.projected_w is not None:

@@ -267,8 +267,9 @@ def _start(
     notes: list[str],
 ) -> None:
     """Train; everything was checked."""
-    from gan.training import run, run_folder
+    from gan.training import devices, run, run_folder
 
+    devices.prepare(config)  # first: a kernel that breaks the device ends this process, and leaves no run behind
     if run_dir is not None:
         complete = run.train(config, run_dir, dataset, continued=True, at=options.at, notes=notes)
     else:

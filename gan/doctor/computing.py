@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from gan.doctor import nvidia
-from gan.doctor.facts import AGAIN, Fact, install, unset
+from gan.doctor.facts import AGAIN, Fact, unset
 from gan.errors import GanError, UsageError, one_line
+from gan.packages import install
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _OURS = "stylegan2-ada-trainer"
 _LITTLE_GPU_MEMORY = 4e9
+_SLOW = 0.9  # of the speed of PyTorch's operations
 
 
 class Computing:
@@ -36,7 +38,7 @@ class Computing:
         """that training would take; None: not known, or there is none"""
         self.gpu_free: int | None = None
         """bytes, of a GPU that computes"""
-        self._hangs = False  # the driver, as far as is known
+        self._is_silent = False  # the GPU, as far as is known
 
     def pytorch(self) -> Iterator[Fact]:
         """Whether there is one, and for what it is built."""
@@ -63,11 +65,11 @@ class Computing:
         """What PyTorch sees of the graphics cards, and why not what is there."""
         import torch
 
-        self._hangs = True
+        self._is_silent = True
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             found = torch.cuda.is_available()
-        self._hangs = found
+        self._is_silent = found
         if found:
             yield from self._card(torch.device("cuda"))
         elif torch.backends.mps.is_available():
@@ -87,7 +89,7 @@ class Computing:
 
         seen = None if torch.version.hip else nvidia.find()
         problem = _cannot_compute(device)
-        self._hangs = False
+        self._is_silent = False
         if problem is not None:
             named = "the GPU" if seen is None else seen.named
             capability = None if seen is None else seen.capability
@@ -115,8 +117,9 @@ class Computing:
         from gan.training import devices
         from gan.training.resources import DTYPE_NAMES, device_name
 
-        if self._hangs:
-            yield Fact("Device", "not known: the GPU's driver hangs, and training would too", "reboot", fatal=True)
+        if self._is_silent:
+            text = "not known: the GPU has not answered, and training would wait for it too"
+            yield Fact("Device", text, "run it once more; if it stays so, reboot", fatal=True)
             return
         try:
             device = devices.choose_device(self.wanted)
@@ -141,46 +144,52 @@ class Computing:
         if self.device is None:
             return
         from gan.training import devices
-        from torch_utils.ops import kernels
+        from torch_utils.ops import cpu_kernels, kernels
+        from torch_utils.ops.kernel_state import by_reason
 
+        unbuilt = cpu_kernels.unbuilt() if self.device.type == "cpu" else []
+        if unbuilt:  # the one thing here that would take long
+            yield Fact("Kernels", f"{', '.join(unbuilt)}: not built yet; the first run builds it, in seconds")
+            return
         try:
             devices.prepare_kernels("auto", self.device)
         except GanError as error:  # one broke the device
             yield Fact("Kernels", str(error), AGAIN)
             return
         mine = [state for state in kernels.states() if state.kind == self.device.type]
-        if self.device.type == "cuda" and any(state.in_use for state in mine):
-            yield Fact("Kernels", f"compiled by {_compiler()}")
+        compilers = dict.fromkeys(state.compiler for state in mine if state.in_use and state.compiler)
+        if compilers:
+            yield Fact("Kernels", f"compiled by {', '.join(compilers)}")
         if not mine:
             yield Fact("Kernels", f"none for {self.device.type}: PyTorch's operations run instead")
         for state in mine:
             if state.in_use:
                 yield _in_use(state, self.device)
-        reasons = dict.fromkeys(state.reason for state in mine if not state.in_use)
-        for reason in reasons:
-            names = ", ".join(state.name for state in mine if not state.in_use and state.reason == reason)
-            yield Fact("Kernels", f"{names}: PyTorch's operations run instead, because {reason}", remedy_of(reason))
+        normal = self.device.type == "cpu" and sys.platform == "win32"  # where there are none
+        for reason, names in by_reason(mine).items():
+            text = f"{', '.join(names)}: PyTorch's operations run instead, because {reason}"
+            remedy = next((_remedy(state) for state in mine if state.reason == reason), None)
+            yield Fact("Kernels", text, remedy, good=normal)
 
 
 def _in_use(state: KernelState, device: torch.device) -> Fact:
     from gan.doctor.speed import times_as_fast
 
-    verified = ", verified" if state.verified else ""
-    built = f"built {'before ' if state.cached else ''}in {state.seconds:.1f} s"
+    built = f"built earlier ({state.seconds:.1f} s)" if state.cached else f"built in {state.seconds:.1f} s"
+    text = f"{state.name}: in use, verified {state.verified}, {built}"
     times = times_as_fast(state.name, device)
-    speed = "" if times is None else f", {times:.1f} times as fast as PyTorch's operations"
-    return Fact("Kernels", f"{state.name}: in use{verified}, {built}{speed}")
+    if times is None:
+        return Fact("Kernels", text)
+    if times >= _SLOW:
+        return Fact("Kernels", f"{text}, {times:.1f} times as fast as PyTorch's operations")
+    text += f", but only {times:.2f} times as fast as PyTorch's operations in a layer taken alone"
+    return Fact("Kernels", text, "compare whole steps: python -m gan bench --ops auto, and the same with --ops ref")
 
 
-def _compiler() -> str:
-    """Of CUDA sources."""
-    from torch_utils.ops import nvrtc
-    from torch_utils.ops.kernel_state import KernelError
-
-    try:
-        return f"NVRTC {'.'.join(map(str, nvrtc.version()))}"
-    except KernelError as error:
-        return f"nvcc beforehand, as there is no NVRTC ({error})"
+def _remedy(state: KernelState) -> str | None:
+    """What to do about a kernel that is not in use; None: nothing is known to help."""
+    refused = "image is invalid" in state.reason or "unsupported toolchain" in state.reason
+    return nvidia.when_code_is_refused() if refused and state.remedy is None else state.remedy
 
 
 def _cannot_compute(device: torch.device) -> str | None:
@@ -211,27 +220,6 @@ def _processor() -> Iterator[Fact]:
         yield Fact("Device", text, unset("OMP_NUM_THREADS"))
     else:
         yield Fact("Device", text)
-
-
-def remedy_of(reason: str) -> str | None:
-    """What to do about a kernel that is not in use; None: nothing can be done, or the reason says it."""
-    import torch
-
-    found = re.search(r"delete (.+?) to try again", reason)
-    if found:
-        return f"delete {found[1]}"
-    major = (torch.version.cuda or "13").split(".")[0]
-    nvrtc = f'"nvidia-cuda-nvrtc{"-cu12" if major == "12" else ""}=={torch.version.cuda or "13.0"}.*"'
-    remedies = {
-        "compiler": "xcode-select --install" if sys.platform == "darwin" else "sudo apt install g++, or the like",
-        "ninja": install("ninja"),
-        "GAN_CPU_KERNELS": unset("GAN_CPU_KERNELS"),
-        "cache cannot be used": "set XDG_CACHE_HOME to a folder that can be written to",
-        "cuda-bindings": install(f'"cuda-bindings~={major}.0"', nvrtc),
-        "one for an older CUDA is needed": nvidia.torch_for("cu126"),
-        "NVRTC": install("--force-reinstall", nvrtc),
-    }
-    return next((remedy for words, remedy in remedies.items() if words in reason), None)
 
 
 def _oldest_torch() -> str | None:

@@ -9,6 +9,7 @@ from gan.doctor.computing import Computing
 from gan.doctor.facts import Report, examined
 
 _SECONDS = 15.0  # more than any of them takes on a machine that works
+_GPU_SECONDS = 90.0  # a driver that is loaded, or libraries that are read from a slow disk, the first time
 _BUILD_SECONDS = 120.0  # the first time on a machine; a compiler that hangs is given up before
 
 
@@ -25,7 +26,7 @@ def examine(device: str = "auto", outdir: Path = Path("training-runs"), data: st
     facts += examined("Packages", _SECONDS, surroundings.packages)
     facts += examined("PyTorch", 4 * _SECONDS, computing.pytorch)
     if not any(fact.fatal for fact in facts):
-        facts += examined("GPU", _SECONDS, computing.gpu)
+        facts += examined("GPU", _GPU_SECONDS, computing.gpu, "the GPU has not answered")
         facts += examined("Device", _SECONDS, computing.choose)
         facts += examined("Kernels", _BUILD_SECONDS, computing.kernels)
         facts += examined("Memory", _SECONDS, surroundings.memory)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import platform
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
-from gan.doctor.facts import Fact, install, unset
+from gan.doctor.facts import Fact, unset
+from gan.packages import install
 
 TOPIC = "GPU"
 _SECONDS = 5
@@ -20,12 +22,25 @@ _DEVICE_NODE = Path("/dev/nvidiactl")
 _PCI = Path("/sys/bus/pci/devices")
 _CONTAINERS = (Path("/.dockerenv"), Path("/run/.containerenv"))
 _DRIVERS = "https://www.nvidia.com/drivers"
-_REBOOT = f"reboot; if that does not help, install the newest driver: {_DRIVERS}"
+_SLURM = "ask Slurm for a GPU: srun --gres=gpu:1"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Build:
+    """One of PyTorch's builds for CUDA."""
+
+    name: str
+    cuda: int
+    oldest_driver: int
+    """that runs programs built for this CUDA: CUDA's release notes"""
+    capabilities: tuple[tuple[int, int], tuple[int, int]]
+    """of the oldest and the newest GPUs that it is for: PyTorch's RELEASE.md"""
+
+
+# All here that grows old, as of November 2026 and PyTorch 2.13; the newest comes first.
 _WHEELS = "https://download.pytorch.org/whl"
-# CUDA's release notes: the oldest driver that runs programs built for these, and PyTorch's RELEASE.md: for which GPUs
-# its builds are, by compute capability.
-_OLDEST_DRIVER = {12: 525, 13: 580}
-_OLDEST_FOR_CUDA_13, _NEWEST_FOR_CUDA_12 = (7, 5), (9, 0)
+_BUILDS = (_Build("cu130", 13, 580, ((7, 5), (99, 0))), _Build("cu126", 12, 525, ((5, 0), (9, 0))))
+_NEWEST, _OLDER = _BUILDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,23 +93,26 @@ def unused(nvidia: Nvidia | None, built_for: str | None, said: str, visible: str
         visible: CUDA_VISIBLE_DEVICES.
     """
     if nvidia is None:
-        return Fact(TOPIC, "no NVIDIA GPU or driver was found on this machine")
+        is_login_node = shutil.which("srun") is not None and "SLURM_JOB_ID" not in os.environ
+        text = "no NVIDIA GPU or driver was found on this machine"
+        return Fact(TOPIC, text, f"{_SLURM} python -m gan doctor" if is_login_node else None)
     text, complaint = f"{nvidia.named}, is not used:", nvidia.complaint or ""
-    then = "" if built_for else f", then: {torch_for('cu130')}"
+    then = "" if built_for else f", then: {torch_for(_NEWEST)}"
     if not nvidia.has_nodes and nvidia.in_container:
-        remedy = "start the container with docker run --gpus all (the host needs the NVIDIA Container Toolkit)"
+        remedy = "start the container with a GPU: docker run --gpus all, or apptainer exec --nv"
         return Fact(TOPIC, f"{text} this container was given no GPU", remedy + then)
     if "version mismatch" in complaint:
         return Fact(TOPIC, f"{text} the driver was updated while it was in use ({complaint})", "reboot")
     if "communicate with the NVIDIA driver" in complaint or not (nvidia.driver or complaint):
-        return Fact(TOPIC, f"{text} its driver is not loaded", f"install the driver ({_DRIVERS}) and reboot{then}")
+        return Fact(TOPIC, f"{text} its driver is not loaded", f"{_driver()} and reboot{then}")
     if nvidia.driver is None:
-        return Fact(TOPIC, f"{text} {complaint}", _REBOOT + then)
+        return Fact(TOPIC, f"{text} {complaint}", _reboot() + then)
     if built_for is None:
         return Fact(TOPIC, f"{text} the installed PyTorch is built for CPUs only", _remedy(nvidia, built_for))
     if visible is not None and (not visible.strip() or visible.strip().startswith("-")):
-        return Fact(TOPIC, f"{text} CUDA_VISIBLE_DEVICES={visible!r} hides it", unset("CUDA_VISIBLE_DEVICES"))
-    oldest = _OLDEST_DRIVER.get(_major(built_for), 0)
+        remedy = _SLURM if "SLURM_JOB_ID" in os.environ else unset("CUDA_VISIBLE_DEVICES")
+        return Fact(TOPIC, f"{text} CUDA_VISIBLE_DEVICES={visible!r} hides it", remedy)
+    oldest = next((build.oldest_driver for build in _BUILDS if build.cuda == _major(built_for)), 0)
     if _major(nvidia.driver) < oldest or "too old" in said:
         needed = f", which needs {oldest} or newer" if oldest else ""
         return Fact(
@@ -103,34 +121,47 @@ def unused(nvidia: Nvidia | None, built_for: str | None, said: str, visible: str
             _remedy(nvidia, built_for),
         )
     reason = said or complaint or "PyTorch finds no CUDA device and does not say why"
-    return Fact(TOPIC, f"{text} {reason}", _REBOOT)
+    return Fact(TOPIC, f"{text} {reason}", _reboot())
 
 
 def when_it_fails(problem: str, capability: tuple[int, int] | None, built_for: str | None) -> str:
     """What to do about a GPU that PyTorch sees and cannot compute on."""
     if "no kernel image" in problem or "not compatible" in problem:
-        is_old = capability is not None and capability < _OLDEST_FOR_CUDA_13 and _major(built_for) >= 13
-        return torch_for("cu126" if is_old else "cu130")
+        is_old = capability is not None and capability < _NEWEST.capabilities[0]
+        return torch_for(_OLDER if is_old and _major(built_for) >= _NEWEST.cuda else _NEWEST)
     if "out of memory" in problem or "busy" in problem:
         return "nvidia-smi names the programs that hold it: end them"
-    return f"reboot; if that does not help: {torch_for('cu126' if _major(built_for) == 12 else 'cu130')}"
+    return f"reboot; if that does not help: {torch_for(_OLDER if _major(built_for) == _OLDER.cuda else _NEWEST)}"
+
+
+def when_code_is_refused() -> str:
+    """What to do about a driver that does not load what a newer CUDA has compiled."""
+    return f"{_driver(_NEWEST.oldest_driver)}, or go back: {torch_for(_OLDER)}"
 
 
 def _remedy(nvidia: Nvidia, built_for: str | None) -> str:
     """A PyTorch that goes with this card and driver, or else a newer driver."""
-    driver, capability = _major(nvidia.driver), nvidia.capability
-    if driver >= _OLDEST_DRIVER[13] and (capability is None or capability >= _OLDEST_FOR_CUDA_13):
-        return torch_for("cu130")
-    if driver >= _OLDEST_DRIVER[12] and (capability is None or capability <= _NEWEST_FOR_CUDA_12):
-        return torch_for("cu126")
-    then = "" if built_for else f", then: {torch_for('cu130')}"
-    return f"install a driver from {_OLDEST_DRIVER[13]} on: {_DRIVERS}{then}"
+    for build in _BUILDS:
+        oldest, newest = build.capabilities
+        if _major(nvidia.driver) >= build.oldest_driver and oldest <= (nvidia.capability or oldest) <= newest:
+            return torch_for(build)
+    return f"{_driver(_NEWEST.oldest_driver)}{'' if built_for else f', then: {torch_for(_NEWEST)}'}"
 
 
-def torch_for(build: str) -> str:
-    """The command that installs PyTorch for `cu126`, say, in place of what is there."""
+def torch_for(build: _Build) -> str:
+    """The command that installs a build of PyTorch in place of what is there."""
     # --force-reinstall: what is there has the same version, and would stay.
-    return f"{install('--force-reinstall', 'torch')} --index-url {_WHEELS}/{build}"
+    return f"{install('--force-reinstall', 'torch')} --index-url {_WHEELS}/{build.name}"
+
+
+def _driver(oldest: int | None = None) -> str:
+    """How to get one."""
+    wanted = "the newest driver" if oldest is None else f"a driver from {oldest} on"
+    return f"install {wanted} ({_DRIVERS}; on a cluster ask its administrators)"
+
+
+def _reboot() -> str:
+    return f"reboot; if that does not help, {_driver()}"
 
 
 def _ask_nvidia_smi() -> tuple[list[str], str | None]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from gan.doctor.facts import Fact, install, unset
-from gan.errors import GanError, without_password
+from gan.doctor.facts import Fact, unset
+from gan.errors import GanError, one_line, without_password
+from gan.packages import NEEDED, install, is_there
 
 _LITTLE_MEMORY = 2e9  # a run at 64 px takes as much (docs/performance.md)
 _LITTLE_ROOM = 5e9
 _SERVER_SECONDS = 2.0
-_NEEDED = {"PIL": "pillow", "numpy": "numpy"}
 _USEFUL = {  # module: its package, and what goes without it
     "pyspng": ("pyspng", "PNGs are decoded by Pillow, more slowly"),
     "psutil": ("psutil", "memory reads 0"),
@@ -23,6 +24,7 @@ _USEFUL = {  # module: its package, and what goes without it
     "scipy": ("scipy", "for metrics, of which there are none yet"),
     "imageio_ffmpeg": ("imageio-ffmpeg", "for videos, of which there are none yet"),
 }
+_SCHEMES = ("file", "sqlite", "mysql", "postgresql", "mssql", "databricks", "databricks-uc", "uc")
 _EXTRAS = {"safetensors": "safetensors", "onnx": "onnx", "onnxruntime": "onnxruntime", "lmdb": "lmdb"}
 
 
@@ -35,16 +37,18 @@ def program() -> Iterator[Fact]:
 
 def packages() -> Iterator[Fact]:
     """Which are there, and what goes without those that are not."""
-    for module, package in _NEEDED.items():
-        if not _is_there(module):
-            yield Fact("Packages", f"{package} is not installed", install(package), fatal=True)
-    missing = {package: without for module, (package, without) in _USEFUL.items() if not _is_there(module)}
+    needed = {module: package for module, package in NEEDED.items() if package not in ("click", "torch")}
+    absent = [package for module, package in needed.items() if not is_there(module)]
+    if absent:
+        text = f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed"
+        yield Fact("Packages", text, install(*absent), fatal=True)
+    missing = {package: without for module, (package, without) in _USEFUL.items() if not is_there(module)}
     if missing:
         text = "; ".join(f"{package} ({without})" for package, without in missing.items())
         yield Fact("Packages", f"not installed: {text}", install(*missing))
-    known = [*_NEEDED.items(), *((module, package) for module, (package, _) in _USEFUL.items()), *_EXTRAS.items()]
-    found = [f"{package} {_version(package) or ''}".strip() for module, package in known if _is_there(module)]
-    extras = [package for module, package in _EXTRAS.items() if not _is_there(module)]
+    known = [*needed.items(), *((module, package) for module, (package, _) in _USEFUL.items()), *_EXTRAS.items()]
+    found = [f"{package} {_version(package) or ''}".strip() for module, package in known if is_there(module)]
+    extras = [package for module, package in _EXTRAS.items() if not is_there(module)]
     without = f"; without {', '.join(extras)}, which only gan convert and LSUN need" if extras else ""
     yield Fact("Packages", f"{', '.join(found)}{without}")
 
@@ -57,7 +61,7 @@ def memory() -> Iterator[Fact]:
     if not free:
         yield Fact("Memory", "not known, because psutil is not installed")
         return
-    total = f" of {_total_memory() / 2**30:.1f}" if _is_there("psutil") else ""
+    total = f" of {_total_memory() / 2**30:.1f}" if is_there("psutil") else ""
     text = f"{free / 2**30:.1f} GB free{total}"
     if free < _LITTLE_MEMORY:
         remedy = (
@@ -93,32 +97,32 @@ def data(path: str | None, gpu_free: int | None) -> Iterator[Fact]:
     try:
         dataset = ImageDataset(path, cache_folder=folder_for(Path(path), "auto", None))
     except GanError as error:
-        yield Fact("Data", str(error), "pack it with python dataset_tool.py --source IMAGES --dest NEW.zip", fatal=True)
+        text, _, remedy = str(error).rpartition("; ")  # it ends with what to do
+        if not text:
+            text, remedy = remedy, "pack it with python dataset_tool.py --source IMAGES --dest NEW.zip"
+        yield Fact("Data", text, remedy, fatal=True)
         return
     yield Fact("Data", f"{path}: {len(dataset)} images of {dataset.width}x{dataset.height}")
     choice = choose(dataset, "auto", None, gpu_free)
-    remedy = "give --cache-dir FOLDER, on a disk with room" if choice.mode == "off" else None
-    for i, line in enumerate(choice.lines):
-        yield Fact("Data", f"cache: {line}", remedy if i == 0 else None)
+    for line in choice.lines:  # what there is to do about it stands in them
+        yield Fact("Data", f"cache: {line}", good=choice.mode != "off")
 
 
 def mlflow(outdir: Path) -> Iterator[Fact]:
     """Whether there is MLflow, and whether its store answers."""
     from gan.tracking.mlflow_store import URI_VARIABLE, public_uri, store_of
 
-    if not _is_there("mlflow"):
+    if not is_there("mlflow"):
         text = "is not installed: figures and pictures are in the run's folder only"
         yield Fact("MLflow", text, install("mlflow"))
         return
     uri, _ = store_of(outdir)
     version, shown = _version("mlflow") or "installed", public_uri(uri)
     text = f"{version}; {f'{URI_VARIABLE} is' if os.environ.get(URI_VARIABLE) else 'records in'} {shown}"
-    if not uri.startswith(("http://", "https://")):
-        yield Fact("MLflow", text)
-        return
-    problem, remedy = _problem_of_server(uri)
+    is_server = uri.startswith(("http://", "https://"))
+    problem, remedy = _problem_of_server(uri) if is_server else _problem_of_file(uri)
     if problem is None:
-        yield Fact("MLflow", f"{text}, which answers")
+        yield Fact("MLflow", f"{text}, which answers" if is_server else text)
     else:
         text += f", which {problem}; training does without, and gan mlflow-sync sends it later"
         yield Fact("MLflow", text, remedy)
@@ -132,13 +136,38 @@ def _problem_of_server(uri: str) -> tuple[str | None, str | None]:
 
     other = f"{unset(URI_VARIABLE)} to record in a file beside the runs"
     try:
-        status = requests.get(f"{uri.rstrip('/')}/health", timeout=_SERVER_SECONDS).status_code
+        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=_SERVER_SECONDS)
     except (requests.RequestException, ValueError) as error:
         return f"does not answer ({without_password(reason(error))})", f"start it; or {other}"
+    status = answer.status_code
     if status in (401, 403):
         return f"refuses us (HTTP {status})", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     if status >= 500:
         return f"fails (HTTP {status})", f"look at its log; or {other}"
+    if status != 200 or answer.text.strip() != "OK":
+        return f"does not answer as MLflow does (HTTP {status} for /health)", f"look at the address; or {other}"
+    return None, None
+
+
+def _problem_of_file(uri: str) -> tuple[str | None, str | None]:
+    """What is wrong with a store that is no server, as far as can be told without MLflow, and what to do."""
+    from gan.tracking.mlflow_store import URI_VARIABLE
+
+    scheme = uri.partition(":")[0].partition("+")[0] if ":" in uri else "file"
+    plugins = (entry.name for entry in importlib.metadata.entry_points(group="mlflow.tracking_store"))
+    if scheme not in {*_SCHEMES, *plugins}:
+        return f"is no address that MLflow knows ({scheme})", f"{unset(URI_VARIABLE)} to record in a file"
+    database = Path(uri.partition("///")[2].partition("?")[0])
+    if scheme != "sqlite" or not database.is_file() or not database.stat().st_size:
+        return None, None
+    try:
+        address = f"{database.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, timeout=1, uri=True)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:  # in use, or on a disk of its own kind: MLflow will say
+        return None, None
+    except sqlite3.DatabaseError as error:
+        return f"is no database ({one_line(error)})", f"move {database} away: a new one is made"
     return None, None
 
 
@@ -174,10 +203,6 @@ def _total_memory() -> int:
     import psutil
 
     return psutil.virtual_memory().total
-
-
-def _is_there(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
 
 
 def _version(package: str) -> str | None:

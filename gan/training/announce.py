@@ -35,6 +35,7 @@ def announcement(
     yield f"Networks:  G {sizes[0]:.2f} M parameters, D {sizes[1]:.2f} M"
     yield f"Batch:     {config.batch_size}, {config.batch_gpu} at a time"
     yield f"Computing: {resources.computing(state.device, state.G, half_dtype)}"
+    yield f"Kernels:   {resources.kernels_in_use()}"
     yield from disk.outlook(config, run_dir, progress.nimg)
     if not resources.can_measure_memory():
         yield "Memory:    cpumem reads 0, because psutil is not installed"

@@ -8,8 +8,6 @@ import sys
 
 import torch
 
-import gan.augment
-import gan.networks  # noqa: F401  with the one above, all operations that have kernels: they announce them to `kernels`
 from gan.config import TrainConfig
 from gan.errors import GanError, UsageError
 from torch_utils.ops import kernels
@@ -79,7 +77,8 @@ def prepare_kernels(ops: str, device: torch.device) -> None:
     next process.
     """
     if ops == "cuda" and device.type != "cuda":
-        raise UsageError([f"--ops cuda: {device.type} has no CUDA kernels; use --ops auto"])
+        problem = f"--ops cuda: is for NVIDIA GPUs, and the device is {device.type}"
+        raise UsageError([f"{problem}; leave it out, or see python -m gan doctor"])
     try:
         kernels.prepare(device, ops)
     except kernels.KernelError as error:

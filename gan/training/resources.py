@@ -50,13 +50,22 @@ def device_name(device: torch.device) -> str:
 
 
 def computing(device: torch.device, G: Generator, half_dtype: torch.dtype) -> str:
-    """What computes and in which precision, in one line."""
+    """What computes and in which precision, in a few words."""
     half = [int(name[1:]) for name, block in G.synthesis.named_children() if block.use_fp16]
     precision = "float32"
     if half and half_dtype != torch.float32:
         height, width = (side * min(half) // max(half) for side in G.img_size)
         precision = f"{DTYPE_NAMES[half_dtype]} from {width}x{height} on, float32 below"
-    return f"{device_name(device)}, {precision}; {kernels.status()}"
+    return f"{device_name(device)}, {precision}"
+
+
+def kernels_in_use() -> str:
+    """Which of our kernels are in use, and why not the others, in one line."""
+    status = kernels.status()
+    kind = status.partition(" ")[0].lower()
+    missing = [state for state in kernels.states() if state.kind == kind and not state.in_use]
+    known = any(kind == "cuda" or state.remedy for state in missing)  # to the doctor
+    return f"{status}; see python -m gan doctor" if known else status
 
 
 def versions(device: torch.device) -> dict[str, str]:

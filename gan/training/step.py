@@ -109,8 +109,7 @@ class TrainStep:
         outputs = self._micro_batch.fitting(phase.name, accumulate, self.graphs)
         phase.network.requires_grad_(False)
         for output in outputs:
-            for name, values in output.stats.items():
-                self.state.stats.report(name, values)
+            self.state.stats.report_all(output.stats)
         self.state.stats.report("Health/nonfinite_gradients", phase.gradients.guard())
         with self._micro_batch.whatever_its_size(f"the optimiser after {phase.name}"):
             phase.optimizer.step()

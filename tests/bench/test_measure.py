@@ -14,6 +14,7 @@ from gan.config import DataInfo
 from gan.data.dataset import ImageDataset
 from gan.resolve import resolve
 from gan.train_options import TrainOptions
+from gan.training.resources import kernels_in_use
 
 INTERVALS = {"Gmain": 1, "Greg": 4, "Dmain": 1, "Dreg": 16}
 TINY = {
@@ -89,7 +90,10 @@ def test_both_steps_are_timed_in_turn(tmp_path: Path) -> None:
     assert whole == pytest.approx(result.ours.median_ms, rel=1e-6)
     assert 0 < result.share_of_ceiling < 1
     assert result.memory.peak > result.memory.weights > 0
-    assert any(line.startswith("Computing: CPU with 1 thread, float32") for line in said)
+    shown = [line for line in said if line.startswith(("Computing:", "Kernels:"))]
+    assert shown[0].startswith("Computing: CPU with 1 thread, float32")
+    assert shown[1] == f"Kernels:   {kernels_in_use()}"
+    assert result.computing == f"{shown[0].removeprefix('Computing: ')}; {kernels_in_use()}"
 
 
 def test_without_time_one_step_is_taken_and_the_rest_named(tmp_path: Path) -> None:

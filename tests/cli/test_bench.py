@@ -128,7 +128,10 @@ def test_every_problem_is_listed_at_once() -> None:
         (["--p", "nan"], "--p nan: must be from 0 to 1"),
         (["--device", "cpu", "--precision", "fp16"], "--precision fp16: CPUs have no fast float16"),
         (["--device", "cpu", "--cuda-graphs", "on"], "--cuda-graphs on: cpu has none; leave it out"),
-        (["--device", "cpu", "--ops", "cuda"], "--ops cuda: cpu has no CUDA kernels; use --ops auto"),
+        (
+            ["--device", "cpu", "--ops", "cuda"],
+            "--ops cuda: is for NVIDIA GPUs, and the device is cpu; leave it out",
+        ),
         (["--cbase", 8], "--cbase 8: leaves no channels at 64x64"),
         (["--cond", "--data", "TINY"], "has no labels"),
         (["--resolution", -3], "--resolution -3: is neither a number nor a width and a height; write it like 256"),

@@ -35,7 +35,8 @@ def test_it_prints_one_screen_that_ends_with_what_to_do(tmp_path: Path) -> None:
     lines = result.stdout.splitlines()
     assert len(lines) <= 40
     assert lines[0].startswith("Program:   stylegan2-ada-trainer ")
-    assert lines[-1].startswith("Next:      ")
+    assert sum(line.startswith("Next:      ") for line in lines[-2:]) == 1
+    assert all(len(line) <= 80 for line in lines if "->" not in line)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -240,7 +240,7 @@ def test_kernels_that_cannot_be_had_are_a_must_before_anything_is_opened(
     assert result.exit_code == 2
     assert [line for line in result.output.splitlines() if line.startswith("error")] == [
         "error: --batch 0: must be a whole number from 1 on",
-        "error: --ops cuda: cpu has no CUDA kernels; use --ops auto",
+        "error: --ops cuda: is for NVIDIA GPUs, and the device is cpu; leave it out, or see python -m gan doctor",
     ]
 
 

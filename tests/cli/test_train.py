@@ -17,6 +17,7 @@ from gan.cli.train import train
 from gan.config import DataInfo
 from gan.resolve import resolve
 from gan.train_options import TrainOptions
+from torch_utils.ops import kernels
 
 SURFACE = """
 --data --outdir --gpus --cfg --demo --cond --mirror --subset --gamma --kimg --batch --batch-gpu --aug --p --target
@@ -61,6 +62,7 @@ def test_a_tiny_run_writes_exactly_these_files(tiny_dataset: Path, outdir: Path)
         "training_options.json",
     ]
     log = (run_dir / "log.txt").read_text()
+    assert re.search(r"^Computing: CPU with .*\nKernels:   CPU kernels: ", log, re.MULTILINE)
     line = re.compile(
         r"^tick \d+ +kimg [\d.]+ +time [\dsmhd ]+ sec/tick [\d.]+ sec/kimg [\d.]+ maintenance [\d.]+ "
         r"cpumem [\d.]+ gpumem [\d.]+ augment [\d.]+( eta [\dsmhd ]+)?( health .+)?$",
@@ -77,6 +79,18 @@ def test_a_tiny_run_writes_exactly_these_files(tiny_dataset: Path, outdir: Path)
     assert {"Timing/Gmain", "Timing/Dmain", "Timing/sec_per_kimg", "Timing/data_wait", "timestamp"} <= set(last)
     assert last["Loss/scores/real"]["num"] == 3 * 125
     assert PIL.Image.open(run_dir / "reals.png").size == (32 * 16, 32 * 16)
+
+
+def test_a_kernel_that_breaks_the_device_leaves_no_run_behind(
+    tiny_dataset: Path, outdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*args: object) -> str:
+        raise kernels.KernelError("warp: the device fails; type the same command again")
+
+    monkeypatch.setattr(kernels, "prepare", breaks)
+    result = run_train("--data", tiny_dataset, *TINY)
+    assert (result.exit_code, problems(result)) == (1, ["warp: the device fails; type the same command again"])
+    assert list(outdir.glob("0*")) == []
 
 
 def test_the_number_of_a_new_run_is_the_next_free_one(tiny_dataset: Path, outdir: Path) -> None:
@@ -183,7 +197,10 @@ def test_every_problem_is_listed_at_once_before_anything_is_made(
         (["--gpus", 2], "--gpus 2: training on several GPUs is not there yet; use --gpus 1"),
         (["--device", "cpu", "--precision", "fp16"], "--precision fp16: CPUs have no fast float16"),
         (["--device", "cpu", "--cuda-graphs", "on"], "--cuda-graphs on: cpu has none; leave it out"),
-        (["--device", "cpu", "--ops", "cuda"], "--ops cuda: cpu has no CUDA kernels; use --ops auto"),
+        (
+            ["--device", "cpu", "--ops", "cuda"],
+            "--ops cuda: is for NVIDIA GPUs, and the device is cpu; leave it out",
+        ),
         (["--ops", "triton"], "--ops triton: is not one of 'auto', 'cuda', 'ref'"),
         (["--json"], "--json goes with --dry-run only"),
     ],

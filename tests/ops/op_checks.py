@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+QUICK = ("test_schema", "test_autograd_registration", "test_faketensor")
+"""of torch.library.opcheck, all but dynamic shapes, which take long and depend on less"""
+
 
 def golden(name):
     """Arrays of a golden file as tensors, and its meta."""

@@ -53,7 +53,7 @@ def test_any_padding_and_filter_give_what_ref_gives(f, padding, kernel, flip_wei
 @pytest.mark.parametrize(("up", "down"), FACTORS)
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_awkward_sizes_give_what_ref_gives(size, up, down, kernel):
-    op, ref = both(f=FILTERS["short"], up=up, down=down, padding=2, flip_weight=False)
+    op, ref = both(f=FILTERS["short"], up=up, down=down, padding=2, flip_weight=False, gain=0.5)
     inputs = noise(2, 3, *size), noise(1, 3, kernel, kernel, seed=1)
     assert_close(derivatives(op, *inputs), derivatives(ref, *inputs))
 
@@ -109,6 +109,11 @@ class TestDefinition:
     def test_without_resampling_it_is_a_correlation(self, function, groups):
         x, w = noise(2, 4, 6, 7), noise(6, 4 // groups, 3, 3, seed=1)
         assert_close(function(x, w, self.f, padding=1, groups=groups), F.conv2d(x, w, padding=1, groups=groups))
+
+    @pytest.mark.parametrize(("up", "down"), FACTORS)
+    def test_the_gain_multiplies_the_output(self, function, up, down):
+        x, w, settings = noise(2, 4, 6, 7), noise(6, 4, 3, 3, seed=1), {"up": up, "down": down, "padding": 1}
+        assert_close(function(x, w, self.f, **settings, gain=3), 3 * function(x, w, self.f, **settings))
 
     def test_without_flip_weight_it_is_a_true_convolution(self, function):
         x, w = noise(2, 4, 6, 7), noise(6, 4, 3, 3, seed=1)

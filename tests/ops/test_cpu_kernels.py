@@ -72,10 +72,30 @@ def test_a_gpu_needs_no_cpu_kernels(kernel, compiler):
 
 
 @unix
+def test_whether_it_is_built_is_known_without_building_it(kernel, compiler, loaded, monkeypatch):
+    assert cpu_kernels.unbuilt() == ["bias_act"]
+    assert not cpu_kernels.cache_folder().exists()
+    with monkeypatch.context() as patch:
+        patch.setenv(cpu_kernels.SWITCH, "0")
+        assert cpu_kernels.unbuilt() == []
+    kernels.prepare()
+    assert len(compiler) == 1
+    kernel.prepared = False  # as in the next process
+    assert cpu_kernels.unbuilt() == []
+    (about,) = cpu_kernels.cache_folder().glob("*/about.json")
+    about.write_text("half a fi")
+    assert cpu_kernels.unbuilt() == ["bias_act"]
+    (cpu_kernels.cache_folder() / "bias_act-key.failed").write_text("it does not build")
+    assert cpu_kernels.unbuilt() == []
+
+
+@unix
 def test_a_library_is_built_once(kernel, compiler, loaded):
     assert kernels.prepare() == "CPU kernels: bias_act (built in 0.0 s)"
     assert kernel.ops is torch.ops.gan_cpu
-    assert kernels.prepare() == again(kernel) == "CPU kernels: bias_act (built in 0.0 s)"
+    assert kernels.prepare() == "CPU kernels: bias_act (built in 0.0 s)"
+    assert again(kernel) == "CPU kernels: bias_act (built before)"
+    assert [(state.in_use, state.cached, state.verified) for state in cpu_kernels.states()] == [(True, True, "now")]
     assert len(compiler) == 1
     assert loaded == [cpu_kernels.cache_folder() / "bias_act-key" / "gan_cpu.so"] * 2
     assert [path.name for path in cpu_kernels.cache_folder().iterdir()] == ["bias_act-key"]  # nothing else was left
@@ -102,14 +122,14 @@ def test_a_damaged_library_is_built_anew_and_never_loaded(damage, kernel, compil
 @unix
 def test_a_library_that_cannot_be_loaded_is_left(kernel, compiler, monkeypatch):
     monkeypatch.setattr(cpu_kernels, "_load", lambda library, name: torch.ops.load_library(str(library)))
-    assert kernels.prepare().startswith("CPU kernels: none, because bias_act could not be loaded (OSError: ")
+    assert kernels.prepare().startswith("CPU kernels: none, because the library could not be loaded (OSError: ")
     assert kernel.ops is None
 
 
 @unix
 def test_wrong_results_are_found(kernel, compiler, loaded):
     kernel.check = lambda ops: "dx of lrelu in float32"
-    reason = "CPU kernels: none, because bias_act computes wrong results here (dx of lrelu in float32)"
+    reason = "CPU kernels: none, because results are wrong here (dx of lrelu in float32)"
     assert kernels.prepare() == reason
     assert kernel.ops is None
 
@@ -182,7 +202,9 @@ def test_a_missing_ninja(kernel, monkeypatch, tmp_path):
     tool.write_text("#!/bin/sh\n")
     tool.chmod(0o755)
     monkeypatch.setattr(cpu_kernels, "search_path", lambda: str(tmp_path))
-    assert kernels.prepare() == "CPU kernels: none, because ninja was not found; pip install ninja"
+    assert kernels.prepare() == "CPU kernels: none, because ninja was not found"
+    (state,) = cpu_kernels.states()
+    assert (state.in_use, state.remedy) == (False, "python -m pip install ninja")
 
 
 @unix
@@ -212,7 +234,8 @@ def test_a_slow_build_is_stopped_with_all_that_it_started(kernel, monkeypatch, t
     # The next start does not wait for it again, until somebody wants it to, or a day has passed.
     failure = cpu_kernels.cache_folder() / "bias_act-key.failed"
     assert list(cpu_kernels.cache_folder().iterdir()) == [failure]
-    assert again(kernel) == f"{reason} (tried before; delete {failure} to try again)"
+    assert again(kernel) == f"{reason} (tried before)"
+    assert cpu_kernels.states()[0].remedy == f"delete {failure}"
     os.utime(failure, (0, 0))
     monkeypatch.setattr(
         cpu_kernels, "_BUILD", "print('lots'); print('x.cpp:1: error: no such thing'); raise SystemExit(1)"

@@ -1,32 +1,26 @@
 """Kernels are launched in the right context, on the right stream, whatever thread asks and even during a recording."""
 
+import os
+import platform
 import re
 import shutil
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import fake_cuda
-import host_kernels
 import pytest
 import torch
-from fake_cuda import SCALE, FakeDriver, scaled
+from fake_cuda import FakeDriver, scaled
 
-from torch_utils.ops import cubins, cuda_driver, cuda_kernels
+from torch_utils.ops import cuda_driver, cuda_kernels
 from torch_utils.ops.kernel_state import KernelError
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("csrc")
-    (folder / "scale.cu").write_text(SCALE)
-    shutil.copy(cubins.SOURCES / "common.cuh", folder)
-    return folder
-
-
 @pytest.fixture
-def driver(monkeypatch, sources):
-    monkeypatch.setattr(host_kernels, "CSRC", sources)
-    return fake_cuda.install(monkeypatch, sources)
+def driver(monkeypatch):
+    return fake_cuda.install(monkeypatch)
 
 
 @pytest.fixture
@@ -99,9 +93,45 @@ def test_what_the_driver_says_is_raised(driver, kernel):
         cuda_driver.Library(b"scale.cu")
 
 
+def test_an_entry_point_is_loaded_before_its_first_launch(driver, kernel, monkeypatch):
+    scaled(kernel, torch.ones(3), 2)
+    names = [name for name in driver.calls if name in ("cuFuncLoad", "cuThreadExchangeStreamCaptureMode")]
+    assert names == ["cuThreadExchangeStreamCaptureMode", "cuFuncLoad", "cuThreadExchangeStreamCaptureMode"]
+    driver.fails["cuFuncLoad"] = driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY
+    with pytest.raises(RuntimeError, match=r"^CUDA error: out of memory \(cuFuncLoad\)$"):
+        scaled(kernel, torch.ones(3), 2, "cuda:1")
+    assert kernel.launch._functions.keys() == {("scale_f32", 0)}
+
+
+@pytest.mark.parametrize("what", ["binding", "driver"])
+def test_one_that_cannot_load_entry_points_beforehand(what, driver, kernel, monkeypatch):
+    def missing(driver, function):
+        raise RuntimeError('Function "cuFuncLoad" not found')
+
+    if what == "binding":
+        monkeypatch.delattr(FakeDriver, "cuFuncLoad")
+    else:
+        monkeypatch.setattr(FakeDriver, "cuFuncLoad", missing)
+    assert torch.equal(scaled(kernel, torch.ones(3), 2), torch.full([3], 2.0))
+
+
+def test_devices_that_run_the_same_code(driver, monkeypatch):
+    capabilities = [(9, 0), (8, 0), (9, 0)]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
+    assert cuda_driver.alike(cuda_driver.find(torch.device("cuda:2"))) == {0, 2}
+
+
+def test_a_device_that_cannot_be_told_from_others_is_that_of_the_machine(driver, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: None)
+    assert cuda_driver.find(torch.device("cuda:0")).identity.startswith(platform.node())
+
+
 def test_a_device_is_found(driver):
     driver.context = 101
-    assert cuda_driver.find(torch.device("cuda")) == cuda_driver.Device(1, "Fake 1", (9, 0), "13.0")
+    found = cuda_driver.find(torch.device("cuda"))
+    assert (found.index, found.name, found.capability, found.driver) == (1, "Fake 1", (9, 0), (13, 0))
+    assert found.identity.startswith("GPU-1 ")
     assert cuda_driver.find(torch.device("cuda:0")).name == "Fake 0"
 
 
@@ -123,15 +153,17 @@ def test_why_there_is_no_device(driver, monkeypatch):
 @pytest.mark.parametrize(
     ("cuda", "remedy"),
     [
-        ("13.0", "pip install cuda-bindings~=13.0 nvidia-cuda-nvrtc~=13.0"),
-        ("12.8", "pip install cuda-bindings~=12.0 nvidia-cuda-nvrtc-cu12~=12.0"),
+        ("13.2", '"cuda-bindings~=13.0" "nvidia-cuda-nvrtc==13.2.*"'),
+        ("12.8", '"cuda-bindings~=12.0" "nvidia-cuda-nvrtc-cu12==12.8.*"'),
+        (None, '"cuda-bindings~=13.0" "nvidia-cuda-nvrtc==13.0.*"'),
     ],
 )
 def test_without_a_binding_there_is_a_remedy(cuda, remedy, monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    with pytest.raises(KernelError, match=f"^cuda-bindings is not installed; {remedy}$"):
+    with pytest.raises(KernelError, match=r"^cuda-bindings is not installed$") as raised:
         cuda_driver.Library(b"")
+    assert raised.value.remedy == f"python -m pip install {remedy}"
 
 
 def test_the_real_binding_takes_the_same_arguments():
@@ -153,3 +185,106 @@ def test_the_real_binding_makes_handles_of_numbers():
     real = pytest.importorskip("cuda.bindings.driver")
     for kind in (real.CUcontext, real.CUkernel, real.CUfunction, real.CUlibrary, real.CUstream):
         assert int(kind(12345)) == 12345
+
+
+STUB = r"""
+#include <cstdio>
+#include <cstring>
+#include <dlfcn.h>
+
+static thread_local void* context = nullptr;
+static thread_local int mode = 0;
+
+extern "C" {
+int cuInit(unsigned) { return 0; }
+int cuDriverGetVersion(int* version) { *version = 13000; return 0; }
+int cuGetErrorString(int, const char** text) { *text = "it is a stub"; return 0; }
+int cuDeviceGet(int* device, int index) { *device = index; return 0; }
+int cuDevicePrimaryCtxRetain(void** out, int device) { *out = (void*)(0x1000l + device); return 0; }
+int cuCtxGetCurrent(void** out) { *out = context; return 0; }
+int cuCtxSetCurrent(void* to) { context = to; printf("context %p\n", to); return 0; }
+int cuThreadExchangeStreamCaptureMode(int* to) {
+  const int before = mode;
+  printf("mode %d\n", mode = *to);
+  *to = before;
+  return 0;
+}
+int cuLibraryLoadData(void** out, const void* code, void*, void*, unsigned, void*, void*, unsigned) {
+  printf("load %s\n", (const char*)code);
+  *out = (void*)0x2000;
+  return 0;
+}
+int cuLibraryGetKernel(void** out, void* library, const char* name) {
+  printf("kernel %s of %p\n", name, library);
+  *out = (void*)0x3000;
+  return 0;
+}
+int cuKernelGetFunction(void** out, void* kernel) {
+  printf("function of %p\n", kernel);
+  *out = (void*)0x4000;
+  return 0;
+}
+#ifdef LOADS
+int cuFuncLoad(void* function) { printf("load %p\n", function); return 0; }
+#endif
+int cuLaunchKernel(void* function, unsigned a, unsigned b, unsigned c, unsigned d, unsigned e, unsigned f,
+                   unsigned shared, void* stream, void** params, void** extra) {
+  long pointer;
+  float number;
+  memcpy(&pointer, params[0], 8);
+  memcpy(&number, (char*)params[0] + 8, 4);
+  printf("launch %p in %p: %u %u %u, %u %u %u, %u, %p, %d: %lx %g\n", function, context, a, b, c, d, e, f, shared,
+         stream, extra != nullptr, pointer, number);
+  return a == 99 ? 700 : 0;
+}
+int cuGetProcAddress_v2(const char* name, void** out, int, unsigned long long, int* found) {
+  *out = dlsym(dlopen("libcuda.so.1", RTLD_NOLOAD | RTLD_NOW), name);
+  if (found) *found = *out ? 0 : 1;
+  return *out ? 0 : 500;
+}
+int cuGetProcAddress(const char* name, void** out, int version, unsigned long long flags) {
+  return cuGetProcAddress_v2(name, out, version, flags, nullptr);
+}
+}
+"""
+# Without PyTorch, whose import would take longer than all of it.
+WITH_STUB = """
+import struct, sys, types
+
+cuda = types.SimpleNamespace(current_stream=lambda index: types.SimpleNamespace(cuda_stream=0x500 + index))
+sys.modules["torch"] = types.SimpleNamespace(cuda=cuda, version=types.SimpleNamespace(cuda="13.0"))
+from torch_utils.ops import cuda_driver
+
+library = cuda_driver.Library(b"code")
+params, device = struct.pack("@Pf0P", 0x123456789ABC, 2.5), types.SimpleNamespace(index=1)
+library("any_f32", (3, 2, 1), (256, 1, 1), params, device)
+try:
+    library("any_f32", (99, 2, 1), (256, 1, 1), params, device)
+except RuntimeError as error:
+    print(error, flush=True)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a stub is made for Linux")
+@pytest.mark.parametrize("loads", [True, False], ids=["new driver", "old driver"])
+def test_the_real_binding_launches_what_we_say(loads, tmp_path):
+    """Of a driver that prints its calls."""
+    pytest.importorskip("cuda.bindings.driver")
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++ to compile a driver")
+    (tmp_path / "stub.cpp").write_text(STUB)
+    flags = ["-shared", "-fPIC", "-w", *["-DLOADS"] * loads]
+    subprocess.run([compiler, *flags, "stub.cpp", "-o", "libcuda.so.1"], cwd=tmp_path, check=True)
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", WITH_STUB]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.stderr == ""
+    launch = "launch 0x4000 in 0x1001: {} 2 1, 256 1 1, 0, 0x501, 0: 123456789abc 2.5"
+    lines = ["load code", "context 0x1001", "mode 2", "kernel any_f32 of 0x2000", "function of 0x3000"]
+    lines += ["load 0x4000"] * loads + ["mode 0", launch.format(3), "context (nil)"]
+    lines += ["context 0x1001", launch.format(99), "context (nil)"]
+    lines += ["CUDA error: it is a stub (any_f32 with (99, 2, 1) blocks of (256, 1, 1) threads)"]
+    assert sorted(result.stdout.splitlines()) == sorted(lines)  # C and Python have buffers of their own
+    assert [line for line in result.stdout.splitlines() if not line.startswith("CUDA")] == lines[:-1]

@@ -32,7 +32,7 @@ def test_a_missing_barrier_shows(barrier, monkeypatch, tmp_path):
     monkeypatch.setattr(host_kernels, "CSRC", tmp_path)
     (tmp_path / "common.cuh").write_text((cubins.SOURCES / "common.cuh").read_text())
     (tmp_path / "row.cu").write_text(NEIGHBOURS.replace("BARRIER", barrier))
-    kernel = cuda_kernels.CudaKernel("row", "row.cu", lambda device: None, HostLaunch("row.cu", tmp_path))
+    kernel = cuda_kernels.CudaKernel("row", "row.cu", lambda device: None, HostLaunch("row.cu", tmp_path), "cpu")
     y = torch.empty(2, 64)
     kernel.run("neighbour", (2, 1, 1), (64, 1, 1), "P", y.data_ptr(), device=y.device)
     expected = (torch.arange(64.0) - 1).clamp(min=0).expand(2, 64)

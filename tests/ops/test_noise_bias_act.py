@@ -18,6 +18,14 @@ CURVES = {"lrelu": {"act": "lrelu", "gain": 1.25, "clamp": 1.5}, "linear": {}}
 # Planes and rows that are a multiple of a pack, and that are not; of a warp, and of a block, and of several.
 SHAPES = [(1, 1, 1, 1), (2, 1, 3, 5), (3, 2, 1, 129), (1, 129, 3, 7), (2, 151, 2, 2), (2, 24, 4, 4), (2, 3, 16, 8),
           (1, 3, 67, 43), (1, 2, 96, 96), (1, 8, 71, 67), (2, 264, 3, 2)]  # fmt: skip
+LAYOUTS = [False, True]  # channels_last
+# Every shape and layout in one dtype, one that is a multiple of a pack in all.
+CASES = [
+    (shape, last, dtype)
+    for i, (shape, last) in enumerate(itertools.product(SHAPES, LAYOUTS))
+    for j, dtype in enumerate(DTYPES)
+    if shape == (2, 24, 4, 4) or i % len(DTYPES) == j
+]
 NAMES = ("x", "scale", "strength", "b")
 
 
@@ -36,6 +44,12 @@ def arguments(shape, dtype=torch.float64, device="cpu", shared_noise=False, chan
     if channels_last:
         made["x"] = made["x"].contiguous(memory_format=torch.channels_last)
     return {name: t.to(device) for name, t in made.items()}, plane.to(device, wide)
+
+
+def short(entry):
+    """The name of an entry point without those of the kernel and the dtype."""
+    name = entry.removeprefix(f"{operators.NAME}_")
+    return name if name == "totals" else name.rpartition("_")[0]
 
 
 def of_tensors(function, names, **settings):
@@ -75,9 +89,7 @@ def test_first_and_second_derivatives_equal_finite_differences():
     assert torch.autograd.gradgradcheck(call, leaves)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("shape", "channels_last", "dtype"), CASES, ids=str)
 def test_the_kernel_equals_ref_in_every_derivative(shape, channels_last, dtype, kernel_device):
     for (name, curve), shared in zip(CURVES.items(), [False, True], strict=True):
         inputs, plane = arguments(shape, dtype, kernel_device, shared, channels_last)
@@ -103,8 +115,7 @@ def test_the_kernel_is_at_most_twice_as_wrong_as_plain_pytorch(curve, channels_l
     assert_at_most_twice_as_wrong(op, ref, inputs.values(), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
+@pytest.mark.parametrize(("channels_last", "dtype"), [(False, DTYPES[1]), (True, DTYPES[2])], ids=str)
 def test_sums_of_many_numbers_stay_exact(channels_last, dtype, kernel_device):
     """Blocks share a plane, or the rows of a sample, and all of a sum's terms have the same sign."""
     inputs, plane = arguments((2, 2, 301, 257), dtype, kernel_device, channels_last=channels_last)
@@ -252,12 +263,58 @@ def test_opcheck(curve, kernel_device):
         torch.library.opcheck(operator.op, given)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("clamp", [0.3, 256 * 0.5**0.5])
+def test_a_limit_that_the_dtype_lacks_stops_gradients_too(clamp, dtype, kernel_device):
+    x = torch.full([1, 8, 2, 2], 1000.0, device=kernel_device, dtype=dtype).requires_grad_()
+    y = noise_bias_act(x, torch.ones(1, 8, device=kernel_device), act="lrelu", clamp=clamp)
+    assert "gan_noise_bias_act" in type(y.grad_fn).__name__
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert (dx == 0).all()
+
+
+def test_a_constant_gradient_can_be_differentiated_as_that_of_ref(kernel_device):
+    """Also where that gives zeros, because slopes do not change."""
+    results = []
+    for function, dtype in ((noise_bias_act, torch.float32), (noise_bias_act_ref, torch.float64)):
+        inputs, plane = arguments((2, 8, 3, 4), torch.float32, kernel_device)
+        x, scale, strength, b = (t.to(dtype).requires_grad_() for t in inputs.values())
+        y = function(x, scale, plane.to(dtype), strength, b, **CURVES["lrelu"])
+        first = torch.autograd.grad(y.sum(), [x, scale], create_graph=True)
+        zeros, of_scale = torch.autograd.grad(first[0].sum(), [x, scale], retain_graph=True)
+        (of_x,) = torch.autograd.grad(first[1].sum(), x, create_graph=True)
+        (third,) = torch.autograd.grad(of_x.sum(), x)
+        results.append([t.detach().double() for t in (*first, zeros, of_scale, of_x, third)])
+    assert_close(*results, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"b": torch.zeros(4)},
+        {"b": torch.zeros(3).half()},
+        {"scale": torch.zeros(3)},
+        {"noise": torch.zeros(1, 4, 4)},
+        {"strength": torch.zeros(1)},
+    ],
+    ids=str,
+)
+def test_operators_read_nothing_that_is_not_there(change, on_host):
+    given = {"scale": torch.zeros(2, 3), "noise": torch.zeros(4, 4), "strength": None, "b": None, **change}
+    with pytest.raises(AssertionError):
+        torch.ops.gan.noise_bias_act(torch.zeros(2, 3, 4, 4), *given.values(), 0.2, 1.0, math.nan)
+    x = torch.zeros(2, 3, 4, 4)
+    with pytest.raises(AssertionError):
+        torch.ops.gan.noise_bias_act_grad(x, x[:1], None, None, None, 0.2, 1.0, math.nan, True, True)
+    assert not on_host[operators.NAME].launched
+
+
 class TestCost:
     """What is launched and kept, on the host."""
 
     @staticmethod
     def launched(on_host):
-        names = [name.rpartition("_")[0] for name in on_host[operators.NAME].launched]
+        names = [short(name) for name in on_host[operators.NAME].launched]
         on_host[operators.NAME].launched.clear()
         return names
 
@@ -266,7 +323,19 @@ class TestCost:
         y = noise_bias_act(**{name: t.requires_grad_() for name, t in inputs.items()}, noise=plane, act="lrelu")
         assert self.launched(on_host) == ["map_planes"]
         torch.autograd.grad(y.float().sum(), list(inputs.values()))
-        assert self.launched(on_host) == ["gradient_planes", "add_parts"]
+        assert self.launched(on_host) == ["gradient_planes", "totals"]
+
+    def test_a_gradient_penalty_passes_twice_more(self, on_host):
+        """As in path length: weights behind the layer, a gradient in front of it, and then of its length."""
+        inputs, plane = arguments((2, 8, 4, 4), torch.float16)
+        x, scale, strength, b = (t.requires_grad_() for t in inputs.values())
+        y = noise_bias_act(x, scale, plane, strength, b, act="lrelu")
+        weights = noise(*y.shape).to(y).requires_grad_()
+        (dx,) = torch.autograd.grad((y * weights).sum(), x, create_graph=True)
+        assert self.launched(on_host) == ["map_planes", "gradient_planes", "totals"]
+        dx.float().square().sum().backward()
+        assert self.launched(on_host) == ["map_planes", "gradient_planes"]  # no zeros through the forward graph
+        assert [t.grad is None for t in (x, scale, strength, b, weights)] == [True, False, True, True, False]
 
     def test_the_modulation_of_small_planes_needs_no_second_stage(self, on_host):
         inputs, _ = arguments((2, 8, 4, 4), torch.float16, channels_last=True)
@@ -350,8 +419,14 @@ def test_bad_arguments_are_named(arguments, message, kernel_device):
         noise_bias_act(x, scale, **arguments)
 
 
-def test_the_kernel_passes_its_own_check(kernel_device):
-    assert module._check_kernel(kernel_device) is None
+@pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=str)
+def test_the_kernel_passes_its_own_check(default, kernel_device):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        assert module._check_kernel(kernel_device) is None
+    finally:
+        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize(
@@ -363,15 +438,15 @@ def test_the_kernel_passes_its_own_check(kernel_device):
         ("gradient", 5, 0),  # dx is not written
         ("gradient_planes", 1, 0),  # without y
         ("gradient_rows", 2, 0),  # without x
-        ("add_parts", 0, 0),
+        ("totals", 0, 0),
     ],
 )
 def test_the_check_finds_a_kernel_that_computes_something_else(entry, at, value, on_host, monkeypatch):
     right = on_host[operators.NAME]
 
     def wrong(name, grid, block, params, device):
-        if name.rpartition("_")[0] == entry:
-            if entry == "add_parts":
+        if short(name) == entry:
+            if entry == "totals":
                 return
             params = params[: 8 * at] + bytes(8) + params[8 * at + 8 :]
         right(name, grid, block, params, device)

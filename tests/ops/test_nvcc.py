@@ -1,6 +1,6 @@
-"""Every CUDA source compiled by nvcc; the oldest GPUs that it knows have the fewest registers to give.
+"""Every CUDA source compiled by nvcc, for the oldest GPUs that it knows and for those of this program's figures.
 
-`python -m gan build-ops --compiler nvcc --arch sm_75 --arch sm_80 ...` does it for all of them and prints the report.
+.ci/run compiles them for all the others too, and prints how many registers they take.
 """
 
 import shutil
@@ -15,9 +15,10 @@ SOURCES = sorted(path.name for path in cubins.SOURCES.glob("*.cu"))
 
 
 @needs_nvcc
+@pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_source_needs_no_memory_for_want_of_registers(source):
-    built = nvcc.build(source, "sm_75")
+def test_a_source_needs_no_memory_for_want_of_registers(source, arch):
+    built = nvcc.build(source, arch)
     assert built.code.startswith(b"\x7fELF")
     assert 0 < built.registers < 256
     assert built.spills == 0
@@ -46,6 +47,21 @@ def test_an_nvcc_that_does_not_run(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     with pytest.raises(KernelError, match=r"^nvcc does not run \(something else\)$"):
         nvcc.version()
+
+
+def test_an_nvcc_that_hangs(monkeypatch, tmp_path):
+    tool = tmp_path / "nvcc"
+    tool.write_text("#!/bin/sh\nexec sleep 60\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.setattr(nvcc, "_ANSWER_SECONDS", 0.1)
+    with pytest.raises(KernelError, match=r"^nvcc does not run \(.* timed out after 0.1 seconds\)$"):
+        nvcc.version()
+
+
+@needs_nvcc
+def test_what_it_compiles_for():
+    assert {75, 90} <= set(nvcc.known())
 
 
 def test_the_report_of_ptxas():

@@ -4,14 +4,13 @@ import dataclasses
 import importlib.util
 import multiprocessing
 import os
-import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fake_cuda
 import pytest
-from fake_cuda import SCALE
 
 from torch_utils.ops import cubins, cuda_kernels, nvrtc
 from torch_utils.ops.cubins import Built
@@ -34,8 +33,7 @@ def sources(monkeypatch, tmp_path):
     """A folder with one small source, and an empty cache."""
     folder = tmp_path / "csrc"
     folder.mkdir()
-    (folder / "scale.cu").write_text(SCALE)
-    shutil.copy(REAL / "common.cuh", folder)
+    fake_cuda.write_source(folder)
     monkeypatch.setattr(cubins, "SOURCES", folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return folder
@@ -66,13 +64,13 @@ def files():
 
 @needs_nvrtc
 def test_a_source_compiles_for_what_exists_and_what_is_to_come(sources):
-    cubin, ptx = nvrtc.cubin("scale.cu", "sm_90"), nvrtc.cubin("scale.cu", "compute_90")
+    cubin, ptx = nvrtc.compiled("scale.cu", "sm_90"), nvrtc.compiled("scale.cu", "compute_90")
     assert cubin.code.startswith(b"\x7fELF")
     assert b".entry scale_f32(" in ptx.code
     assert ptx.code.endswith(b"\0")  # as the driver wants it
     assert (cubin.spills, cubin.compiler, cubin.cached) == (0, "NVRTC", False)
     assert 4 < cubin.registers < 64
-    again = nvrtc.cubin("scale.cu", "sm_90")
+    again = nvrtc.compiled("scale.cu", "sm_90")
     assert again == dataclasses.replace(cubin, cached=True)
     assert again.digest == cubin.digest != ptx.digest
 
@@ -92,9 +90,9 @@ def test_every_source_compiles():
 def test_what_is_wrong_with_a_source_is_one_line(sources):
     (sources / "scale.cu").write_text('#include "common.cuh"\n__device__ int f() { return nothing; }\n')
     with pytest.raises(KernelError, match=r'^scale.cu does not compile: scale.cu\(2\): error: identifier "nothing" is'):
-        nvrtc.cubin("scale.cu", "sm_90")
+        nvrtc.compiled("scale.cu", "sm_90")
     with pytest.raises(KernelError, match=r"^scale.cu does not compile: nvrtc: error: invalid value for --gpu-arch"):
-        nvrtc.cubin("scale.cu", "sm_10")
+        nvrtc.compiled("scale.cu", "sm_10")
 
 
 @needs_nvrtc
@@ -103,23 +101,21 @@ def test_architectures_of_devices():
     newest = nvrtc.arch_of((99, 0))
     assert newest.startswith("compute_")
     assert nvrtc.arch_of((int(newest[8:-1]), int(newest[-1]))) == newest.replace("compute", "sm")
-    with pytest.raises(
-        KernelError, match=r"^NVRTC \d+\.\d+ of this PyTorch compiles for sm_\d+ and up, not for sm_20;"
-    ):
+    with pytest.raises(KernelError, match=r"^NVRTC \d+\.\d+ compiles for sm_\d+ and up, not for sm_20$") as raised:
         nvrtc.arch_of((2, 0))
+    assert raised.value.remedy == "install a PyTorch for an older CUDA: https://pytorch.org/get-started/locally"
 
 
 @pytest.mark.parametrize("arch", ["90", "sm_9", "sm_90a -G", "SM_90", ""])
 def test_what_is_no_architecture(arch):
     with pytest.raises(KernelError, match="is no architecture; they are written sm_90"):
-        nvrtc.cubin("scale.cu", arch)
+        nvrtc.compiled("scale.cu", arch)
 
 
 def test_a_missing_binding_has_a_remedy(sources, no_nvrtc):
-    with pytest.raises(
-        KernelError, match=r"^cuda-bindings is not installed; pip install cuda-bindings~=\d+.0 nvidia-cuda-nvrtc"
-    ):
-        nvrtc.cubin("scale.cu", "sm_90")
+    with pytest.raises(KernelError, match=r"^cuda-bindings is not installed$") as raised:
+        nvrtc.compiled("scale.cu", "sm_90")
+    assert raised.value.remedy.startswith('python -m pip install "cuda-bindings~=')
     assert nvrtc.arch_of((9, 0)) == "sm_90"
 
 
@@ -130,22 +126,21 @@ def test_a_missing_library_has_a_remedy(sources, monkeypatch):
         raise RuntimeError("Failed to find libnvrtc.so\nin many places")
 
     monkeypatch.setattr(binding, "nvrtcVersion", missing)
-    with pytest.raises(
-        KernelError, match=r"^NVRTC cannot be loaded \(Failed to find libnvrtc.so in many places\); pip"
-    ):
-        nvrtc.cubin("scale.cu", "sm_90")
+    with pytest.raises(KernelError, match=r"^NVRTC cannot be loaded \(Failed to find .* in many places\)$") as raised:
+        nvrtc.compiled("scale.cu", "sm_90")
+    assert raised.value.remedy.startswith("python -m pip install --force-reinstall ")
 
 
 def test_a_missing_source_is_named(sources, compiler):
     (sources / "common.cuh").unlink()
     with pytest.raises(KernelError, match=r"^csrc/common.cuh cannot be read \(No such file .*\); install the program"):
-        nvrtc.cubin("scale.cu", "sm_90")
+        nvrtc.compiled("scale.cu", "sm_90")
 
 
 def test_a_source_is_compiled_once_until_something_changes(sources, compiler, monkeypatch):
     def again(arch="sm_90"):
         before = len(compiler)
-        assert nvrtc.cubin("scale.cu", arch).cached == (len(compiler) == before)
+        assert nvrtc.compiled("scale.cu", arch).cached == (len(compiler) == before)
         return len(compiler) - before
 
     assert [again(), again()] == [1, 0]
@@ -166,7 +161,7 @@ def test_a_source_is_compiled_once_until_something_changes(sources, compiler, mo
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "another's", "no note", "not a file"])
 def test_a_damaged_file_is_made_anew(damage, sources, compiler):
-    nvrtc.cubin("scale.cu", "sm_90")
+    nvrtc.compiled("scale.cu", "sm_90")
     (path,) = cubins.folder().iterdir()
     content = path.read_bytes()
     damaged = {"cut": content[:-1], "empty": b"", "another's": content + b"x", "no note": b"[]\n" + content}
@@ -175,9 +170,9 @@ def test_a_damaged_file_is_made_anew(damage, sources, compiler):
         path.mkdir()
     else:
         path.write_bytes(damaged[damage])
-    assert not nvrtc.cubin("scale.cu", "sm_90").cached
+    assert not nvrtc.compiled("scale.cu", "sm_90").cached
     if damage != "not a file":
-        assert nvrtc.cubin("scale.cu", "sm_90").cached
+        assert nvrtc.compiled("scale.cu", "sm_90").cached
         assert files() == [path.name]
 
 
@@ -191,7 +186,14 @@ def test_without_a_cache_everything_is_compiled(what, sources, compiler, monkeyp
     else:
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setattr(Path, "home", staticmethod(lambda: (_ for _ in ()).throw(RuntimeError("no home"))))
-    assert [nvrtc.cubin("scale.cu", "sm_90").cached for _ in range(2)] == [False, False]
+    found = [nvrtc.compiled("scale.cu", "sm_90") for _ in range(2)]
+    assert [built.cached for built in found] == [False, False]
+    why = {
+        "a file": "cannot be written (Not a",
+        "read-only": "cannot be written (denied",
+        "no home": "there is no home",
+    }
+    assert why[what] in found[0].not_kept
     if what == "read-only":
         assert files() == []
 
@@ -199,17 +201,20 @@ def test_without_a_cache_everything_is_compiled(what, sources, compiler, monkeyp
 def test_what_nvcc_made_serves_without_nvrtc(sources, no_nvrtc):
     for version in ((12, 8), (13, 0)):
         cubins.keep("scale.cu", "sm_90", Built(b"code %d" % version[1], "nvcc", version, 2.0, 20, 0))
-    found = nvrtc.cubin("scale.cu", "sm_90")
+    found = nvrtc.compiled("scale.cu", "sm_90")
     assert (found.code, found.compiler, found.version, found.cached) == (b"code 0", "nvcc", (13, 0), True)
+    assert found.by == "nvcc 13.0"
+    cubins.keep("scale.cu", "sm_86", Built(b"by NVRTC", "NVRTC", (13, 1), 2.0, 20, 0))
+    assert nvrtc.compiled("scale.cu", "sm_86").code == b"by NVRTC"
     with pytest.raises(KernelError, match="is not installed"):
-        nvrtc.cubin("scale.cu", "sm_80")
+        nvrtc.compiled("scale.cu", "sm_80")
 
 
 def test_what_nvcc_made_serves_if_it_is_not_newer_than_nvrtc(compiler):
     cubins.keep("scale.cu", "sm_90", Built(b"newer", "nvcc", (13, 1), 2.0, 20, 0))
-    assert nvrtc.cubin("scale.cu", "sm_90").code == b"code 1"
+    assert nvrtc.compiled("scale.cu", "sm_90").code == b"code 1"
     cubins.keep("scale.cu", "sm_80", Built(b"older", "nvcc", (12, 9), 2.0, 20, 0))
-    assert nvrtc.cubin("scale.cu", "sm_80").code == b"older"
+    assert nvrtc.compiled("scale.cu", "sm_80").code == b"older"
 
 
 def test_what_killed_processes_left_is_removed(sources, compiler):
@@ -219,7 +224,7 @@ def test_what_killed_processes_left_is_removed(sources, compiler):
     young.touch()  # somebody may be writing it
     long_ago = time.time() - 2 * cubins._LEFTOVER_SECONDS
     os.utime(old, (long_ago, long_ago))
-    nvrtc.cubin("scale.cu", "sm_90")
+    nvrtc.compiled("scale.cu", "sm_90")
     assert [name for name in files() if name.endswith(".tmp")] == [young.name]
 
 

@@ -8,8 +8,9 @@ from test_step import tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gan.errors import GanError, UsageError
-from gan.training import devices
+from gan.training import devices, resources
 from torch_utils.ops import cuda_kernels, kernels
+from torch_utils.ops.kernel_state import KernelState
 
 # What PyTorch computes with MKL's vector functions (ATen/cpu/vml.h).
 MKL = ["acos", "asin", "atan", "cos", "erf", "erfc", "erfinv", "exp"]
@@ -77,6 +78,30 @@ class TestOps:
         with pytest.raises(GanError, match=r"^warp spoils the device$") as raised:
             devices.prepare(tiny_config(device="cuda", ops="auto", precision="fp32"))
         assert raised.value.exit_code == 1  # starting again helps
+
+
+class TestKernelsInUse:
+    @pytest.mark.parametrize(
+        ("status", "remedy", "hint"),
+        [
+            ("CUDA kernels: none, because x", None, True),
+            ("CPU kernels: none, because x", None, False),
+            ("CPU kernels: none, because x", "install it", True),
+            ("no kernels, PyTorch's operations as asked for", None, False),
+        ],
+    )
+    def test_the_doctor_is_named_where_it_knows_more(
+        self, status: str, remedy: str | None, hint: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        missing = [KernelState("warp", kind, False, "x", 0.0, False, "", remedy) for kind in ("cpu", "cuda")]
+        monkeypatch.setattr(kernels, "status", lambda: status)
+        monkeypatch.setattr(kernels, "states", lambda: missing)
+        assert resources.kernels_in_use() == (f"{status}; see python -m gan doctor" if hint else status)
+
+    def test_nothing_is_added_where_all_are_in_use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(kernels, "status", lambda: "CUDA kernels: warp (built in 1.9 s)")
+        monkeypatch.setattr(kernels, "states", lambda: [KernelState("warp", "cuda", True, "", 1.9, False, "now")])
+        assert resources.kernels_in_use() == "CUDA kernels: warp (built in 1.9 s)"
 
 
 def refuse(device: torch.device, mode: str) -> str:

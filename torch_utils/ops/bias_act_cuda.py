@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,15 +17,21 @@ from torch_utils.ops import cuda_kernels
 from torch_utils.ops.activations import HOMOGENEOUS, activations
 
 NAME = "bias_act"  # of the kernel
-Settings = tuple[Any, ...]  # dim, act, alpha, gain, clamp
-
-_THREADS = 256  # a block
 _BLOCKS = 132 * 16  # enough for the largest GPUs; beyond it blocks do more, so that there are fewer parts to add
 _PACKS = 2  # that are worth a thread
 _PARTS = 2048  # of a sum, at most
-_TYPES = list(cuda_kernels.SUFFIXES)
 _NAMES = list(activations)  # in the order of `enum Act`
 _WIDE = 16  # bytes that a thread reads at once
+
+
+class Settings(NamedTuple):
+    """How bias_act is computed: the last arguments of the operators."""
+
+    dim: int
+    act: str
+    alpha: float
+    gain: float
+    clamp: float | None
 
 
 def takes(x: torch.Tensor, b: torch.Tensor | None, act: str, alpha: float, gain: float, clamp: float | None) -> bool:
@@ -38,22 +43,23 @@ def takes(x: torch.Tensor, b: torch.Tensor | None, act: str, alpha: float, gain:
     return act not in HOMOGENEOUS or (0 < gain < math.inf and 0 <= alpha < math.inf)
 
 
-def forward(x: torch.Tensor, b: torch.Tensor | None, *settings: Any) -> torch.Tensor:
-    """bias_act of x, b and `Settings`, differentiable to any order."""
-    return _forward(x, b, *settings)
+def forward(
+    x: torch.Tensor, b: torch.Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None
+) -> torch.Tensor:
+    """bias_act of what it takes, differentiable to any order."""
+    return _forward(x, b, dim, act, alpha, gain, clamp)
 
 
 class _Tensors(NamedTuple):
-    """Of `struct Params`; all but those along channels laid out alike."""
+    """Of `struct Params`, in its order; all but those along channels laid out alike."""
 
-    x: torch.Tensor | None
-    b: torch.Tensor | None
-    t: torch.Tensor | None
-    tb: torch.Tensor | None
-    o: torch.Tensor | None
-    ob: torch.Tensor | None
     y: torch.Tensor
-    z: torch.Tensor | None
+    x: torch.Tensor | None
+    b: torch.Tensor | None = None
+    t: torch.Tensor | None = None
+    tb: torch.Tensor | None = None
+    o: torch.Tensor | None = None
+    z: torch.Tensor | None = None
 
 
 class _Geometry(NamedTuple):
@@ -75,9 +81,9 @@ def _rows(outer: int, channels: int, pack: int) -> _Geometry | None:
         return None
     width, length = merged * channels, outer // merged
     packs = width // pack
-    columns = -(-packs // _THREADS)
+    columns = -(-packs // cuda_kernels.THREADS)
     across = -(-packs // columns)
-    down = _THREADS // across
+    down = cuda_kernels.THREADS // across
     part = _part(length, down, _BLOCKS // columns)
     return _Geometry("rows", width, length, part, 1, (columns, -(-length // part), 1), (across, down, 1))
 
@@ -88,7 +94,7 @@ def _planes(outer: int, channels: int, inner: int, pack: int) -> _Geometry | Non
         return None
     inner //= pack
     length = outer * inner
-    threads = min(_THREADS, _rounded_up(length, 32))
+    threads = min(cuda_kernels.THREADS, _rounded_up(length, 32))
     part = _part(length, threads, 2 * _BLOCKS // channels)
     return _Geometry("planes", channels, length, part, inner, (channels, -(-length // part), 1), (threads, 1, 1))
 
@@ -120,7 +126,8 @@ def _deal(
         pack, geometry = 1, _planes(outer, channels, inner, 1)
     assert geometry is not None  # single numbers always fit
     entry = f"{NAME}_{task}_{geometry.name}_{pack}_{cuda_kernels.SUFFIXES[dtype]}"
-    return entry, geometry, (channels, *geometry[1:5], *division(geometry.inner))
+    numbers = channels, geometry.width, geometry.length, geometry.part, *cuda_kernels.division(geometry.inner)
+    return entry, geometry, numbers
 
 
 def _memory(x: torch.Tensor, dim: int | None) -> tuple[int, int, int]:
@@ -131,56 +138,36 @@ def _memory(x: torch.Tensor, dim: int | None) -> tuple[int, int, int]:
     return x.numel() // (channels * inner), channels, inner
 
 
-def division(divisor: int) -> tuple[int, int]:
-    """factor and shift, with which `n // divisor == (n * factor // 2**32 + n) >> shift` for every n below 2**31."""
-    shift = (divisor - 1).bit_length()
-    return ((1 << 32) * ((1 << shift) - divisor)) // divisor + 1, shift
-
-
-def _launch(tensors: _Tensors, sums: tuple[bool, bool], settings: Settings) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute y and, if it is there, z; returns their sums along channels, empty where they are not asked for."""
-    x, (dim, act, alpha, gain, clamp) = tensors.y, settings
-    pointers = [cuda_kernels.pointer(t) for t in tensors]
-    per_channel = any(sums) or any(pointers[i] for i in (1, 3, 5))
-    together = functools.reduce(operator.or_, (pointers[i] for i in (0, 2, 4, 6, 7)))
-    alignment = math.gcd(together, _WIDE)
-    memory = _memory(x, dim if per_channel else None)
-    entry, geometry, numbers = _deal(memory, x.dtype, alignment, act in HOMOGENEOUS, tensors.t is not None)
-    shape = geometry.grid[1], geometry.width
-    parts = [x.new_empty(shape, dtype=torch.float32) if wanted else None for wanted in sums]
+def _launch(tensors: _Tensors, sums: bool, settings: Settings) -> torch.Tensor:
+    """Compute y and, if it is there, z; returns the sums of the latter along channels, empty if not asked for."""
+    y, x, b, t, tb, o, z = tensors
+    whole = x, t, o, z
+    per_channel = sums or b is not None or tb is not None
+    channels = y.shape[settings.dim] if per_channel else 1  # y may have no dimension at all
+    for tensor in whole:
+        assert tensor is None or (tensor.shape, tensor.dtype, tensor.device) == (y.shape, y.dtype, y.device)
+    for tensor in (b, tb):
+        assert tensor is None or (tensor.shape, tensor.dtype, tensor.device) == ((channels,), y.dtype, y.device)
+    memory = _memory(y, settings.dim if per_channel else None)
+    alignment = math.gcd(*map(cuda_kernels.pointer, (y, *whole)), _WIDE)
+    entry, geometry, numbers = _deal(memory, y.dtype, alignment, settings.act in HOMOGENEOUS, t is not None)
+    shape = 1, geometry.grid[1] * geometry.width // channels, channels
+    parts = y.new_empty(shape, dtype=torch.float32) if sums else None
     cuda_kernels.kernels[NAME].run(
         entry,
         geometry.grid,
         geometry.block,
-        "10P7Ii3f",
-        *pointers,
-        *(cuda_kernels.pointer(part) for part in parts),
+        "8P7Ii3f",
+        *map(cuda_kernels.pointer, (*tensors, parts)),
         *numbers,
-        _NAMES.index(act),
-        gain,
-        gain * alpha if act == "lrelu" else gain,
-        math.nan if clamp is None else clamp,
-        device=x.device,
+        _NAMES.index(settings.act),
+        settings.gain,
+        settings.gain * settings.alpha if settings.act == "lrelu" else settings.gain,
+        math.nan if settings.clamp is None else settings.clamp,
+        device=y.device,
     )
-    y_sum, z_sum = (x.new_empty(0) if part is None else _sum(part, x.shape[dim], x.dtype) for part in parts)
-    return y_sum, z_sum
-
-
-def _sum(parts: torch.Tensor, channels: int, dtype: torch.dtype) -> torch.Tensor:
-    """`parts.view(-1, channels).sum(0)`"""
-    sums = parts.new_empty(channels, dtype=dtype)
-    block = (4, 64, 1)
-    grid = (-(-channels // block[0]), 1, 1)
-    params = parts.data_ptr(), sums.data_ptr(), parts.numel() // channels, channels, _TYPES.index(dtype)
-    cuda_kernels.kernels[NAME].run(f"{NAME}_sums", grid, block, "2P2Ii", *params, device=parts.device)
-    return sums
-
-
-def _dense(x: torch.Tensor) -> torch.Tensor:
-    """x in an order of memory that the kernel knows."""
-    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return x
-    return x.contiguous()
+    (total,) = cuda_kernels.totals(NAME, [parts], y.dtype)
+    return y.new_empty(0) if total is None else total.view(channels)
 
 
 def _like(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -196,24 +183,23 @@ def _packed(b: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def _run_forward(x: torch.Tensor, b: torch.Tensor | None, *settings: Any) -> torch.Tensor:
-    x = _dense(x)
+    x = cuda_kernels.dense(x)
     y = torch.empty_like(x)
-    _launch(_Tensors(x, _packed(b), None, None, None, None, y, None), (False, False), settings)
+    _launch(_Tensors(y=y, x=x, b=_packed(b)), False, Settings(*settings))
     return y
 
 
 def _fake_forward(x: torch.Tensor, b: torch.Tensor | None, *settings: Any) -> torch.Tensor:
-    return torch.empty_like(_dense(x))
+    return torch.empty_like(cuda_kernels.dense(x))
 
 
 def _keep_forward(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     x, b, *settings = inputs
-    ctx.settings = tuple(settings)
-    _, act, _, _, clamp = settings
-    if act not in HOMOGENEOUS:
+    ctx.settings = Settings(*settings)
+    if ctx.settings.act not in HOMOGENEOUS:
         ctx.save_for_backward(x, b)
     else:
-        ctx.save_for_backward(None if act == "linear" and clamp is None else output, None)
+        ctx.save_for_backward(None if ctx.settings.act == "linear" and ctx.settings.clamp is None else output, None)
     ctx.set_materialize_grads(False)
 
 
@@ -222,7 +208,7 @@ def _differentiate_forward(ctx: Any, dy: torch.Tensor | None) -> tuple[Any, ...]
     if dy is None:
         return nothing
     kept, b = ctx.saved_tensors
-    if ctx.settings[1] in HOMOGENEOUS and kept is not None and dy.requires_grad:
+    if ctx.settings.act in HOMOGENEOUS and kept is not None and dy.requires_grad:
         # The derivative in y is zero. Detached, y keeps the forward graph out of the second derivatives, that would
         # carry zeros through all of it; but if dy is a constant, something has to make dx differentiable.
         kept = kept.detach()
@@ -231,7 +217,7 @@ def _differentiate_forward(ctx: Any, dy: torch.Tensor | None) -> tuple[Any, ...]
 
 
 # The gradient: of t and tb, s (t + tb) and, if asked for, its sum along channels. kept: y for linear, relu and lrelu,
-# otherwise x, as is b.
+# otherwise x, as is b; tb is only there for these three, whose gradients are differentiated by this operator.
 
 
 def _run_gradient(
@@ -242,13 +228,12 @@ def _run_gradient(
     sum: bool,
     *settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    like = _dense(t if kept is None else kept)
-    y = torch.empty_like(like)
-    x = None if kept is None else like
-    y_sum, _ = _launch(
-        _Tensors(x, _packed(b), _like(t, like), _packed(tb), None, None, y, None), (sum, False), settings
-    )
-    return y, y_sum
+    how = Settings(*settings)
+    assert tb is None or how.act in HOMOGENEOUS
+    x = None if kept is None else cuda_kernels.dense(kept)
+    t = cuda_kernels.dense(t) if x is None else _like(t, x)
+    y = torch.empty_like(t)
+    return y, _launch(_Tensors(y=y, x=x, b=_packed(b), t=t, tb=_packed(tb)), sum, how)
 
 
 def _fake_gradient(
@@ -259,78 +244,75 @@ def _fake_gradient(
     sum: bool,
     *settings: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(_dense(t if kept is None else kept)), t.new_empty(t.shape[settings[0]] if sum else 0)
+    like = cuda_kernels.dense(t if kept is None else kept)
+    return torch.empty_like(like), t.new_empty(t.shape[settings[0]] if sum else 0)
 
 
 def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    t, tb, kept, b, _, *settings = inputs
-    ctx.settings, ctx.shape = tuple(settings), t.shape
-    ctx.save_for_backward(kept, *((None,) * 3 if settings[1] in HOMOGENEOUS else (b, t, tb)))
+    t, _, kept, b, ctx.gave_sum, *settings = inputs
+    ctx.settings, ctx.shape = Settings(*settings), t.shape
+    ctx.save_for_backward(kept, *((None, None) if ctx.settings.act in HOMOGENEOUS else (b, t)))
     ctx.set_materialize_grads(False)
 
 
 def _differentiate_gradient(ctx: Any, v: torch.Tensor | None, vb: torch.Tensor | None) -> tuple[Any, ...]:
     needs, nothing = ctx.needs_input_grad, (None,) * 10
-    lines = ctx.settings[1] in HOMOGENEOUS
-    if (v is None and vb is None) or not any(needs[:2] if lines else needs):
+    vb = vb if ctx.gave_sum else None
+    if v is None and vb is None:
         return nothing
-    kept, b, t, tb = ctx.saved_tensors
+    kept, b, t = ctx.saved_tensors
     if v is None:
         assert vb is not None
-        v, vb = _along(vb, ctx.settings[0], len(ctx.shape)).expand(ctx.shape), None
-    if lines:
-        dt, dtb = _gradient(v, vb, kept, None, needs[1], *ctx.settings)
-        return dt, dtb if needs[1] else None, *nothing[2:]
+        v, vb = _along(vb, ctx.settings.dim, len(ctx.shape)).expand(ctx.shape), None
+    if ctx.settings.act in HOMOGENEOUS:
+        dt = dtb = None
+        if needs[0] or needs[1]:
+            dt, dtb = _gradient(v, vb, kept, None, needs[1], *ctx.settings)
+        dkept = torch.zeros_like(kept) if needs[2] else None  # as slopes do not change
+        return dt, dtb if needs[1] else None, dkept, *nothing[3:]
     if torch.is_grad_enabled():
-        dt, dtb, dx, db = _second_natively(v, vb, t, tb, kept, b, *ctx.settings)
+        dt, dx, db = _second_natively(v, vb, t, kept, b, *ctx.settings)
     else:
-        dt, dtb, dx, db = _second(v, vb, t, tb, kept, b, needs[1], needs[3], *ctx.settings)
-    return dt, dtb if needs[1] else None, dx, db if needs[3] else None, *nothing[4:]
+        dt, dx, db = _second(v, vb, t, kept, b, needs[3], *ctx.settings)
+    return dt, None, dx, db if needs[3] else None, *nothing[4:]
 
 
 # The gradient of the gradient, of the activations whose slope changes: with t and o for the two cotangents,
-# s (t + tb) and s' (t + tb) (o + ob), and their sums along channels.
+# s (t + tb) and s' (t + tb) o, and the sum of the latter along channels.
 
 
 def _run_second(
     t: torch.Tensor,
     tb: torch.Tensor | None,
     o: torch.Tensor,
-    ob: torch.Tensor | None,
     x: torch.Tensor,
     b: torch.Tensor | None,
-    sum_t: bool,
-    sum_x: bool,
+    sum: bool,
     *settings: Any,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    x = _dense(x)
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    x = cuda_kernels.dense(x)
     y, z = torch.empty_like(x), torch.empty_like(x)
-    tensors = _Tensors(x, _packed(b), _like(t, x), _packed(tb), _like(o, x), _packed(ob), y, z)
-    y_sum, z_sum = _launch(tensors, (sum_t, sum_x), settings)
-    return y, y_sum, z, z_sum
+    tensors = _Tensors(y=y, x=x, b=_packed(b), t=_like(t, x), tb=_packed(tb), o=_like(o, x), z=z)
+    return y, z, _launch(tensors, sum, Settings(*settings))
 
 
 def _fake_second(
     t: torch.Tensor,
     tb: torch.Tensor | None,
     o: torch.Tensor,
-    ob: torch.Tensor | None,
     x: torch.Tensor,
     b: torch.Tensor | None,
-    sum_t: bool,
-    sum_x: bool,
+    sum: bool,
     *settings: Any,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    like, channels = _dense(x), x.shape[settings[0]]
-    y_sum, z_sum = x.new_empty(channels if sum_t else 0), x.new_empty(channels if sum_x else 0)
-    return torch.empty_like(like), y_sum, torch.empty_like(like), z_sum
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    like = cuda_kernels.dense(x)
+    return torch.empty_like(like), torch.empty_like(like), x.new_empty(x.shape[settings[0]] if sum else 0)
 
 
 def _second_natively(
     t: torch.Tensor,
     tb: torch.Tensor | None,
     o: torch.Tensor,
-    ob: torch.Tensor | None,
     x: torch.Tensor,
     b: torch.Tensor | None,
     dim: int,
@@ -338,13 +320,13 @@ def _second_natively(
     alpha: float,
     gain: float,
     clamp: float | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The same in PyTorch's operations, to be differentiated again."""
 
     def plus(large: torch.Tensor, small: torch.Tensor | None) -> torch.Tensor:
         return large if small is None else large + _along(small, dim, x.ndim)
 
-    x, t, o = plus(x, b), plus(t, tb), plus(o, ob)
+    x, t = plus(x, b), plus(t, tb)
     if not x.requires_grad:
         x = x.detach().requires_grad_()
     y = activations[act].function(x, alpha) * gain
@@ -354,7 +336,7 @@ def _second_natively(
     (slope,) = torch.autograd.grad(y, x, o, create_graph=True)
     (second,) = torch.autograd.grad(slope, x, t, create_graph=True)
     others = [i for i in range(x.ndim) if i != dim]
-    return first, first.sum(others), second, second.sum(others)
+    return first, second, second.sum(others)
 
 
 def _along(b: torch.Tensor, dim: int, ndim: int) -> torch.Tensor:
@@ -377,8 +359,8 @@ _gradient = cuda_kernels.define(
     _differentiate_gradient,
 )
 _second = cuda_kernels.define(
-    "bias_act_grad2(Tensor t, Tensor? tb, Tensor o, Tensor? ob, Tensor x, Tensor? b, bool sum_t, bool sum_x, "
-    f"{_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"bias_act_grad2(Tensor t, Tensor? tb, Tensor o, Tensor x, Tensor? b, bool sum, {_SETTINGS})"
+    " -> (Tensor, Tensor, Tensor)",
     _run_second,
     _fake_second,
 )

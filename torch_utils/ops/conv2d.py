@@ -169,7 +169,7 @@ class _Carrier(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(*factor, w)
         ctx.call, ctx.transposed = call, transposed
-        return w.new_zeros([]).expand(shape)
+        return w.new_empty([]).expand(shape)  # nobody reads it
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:

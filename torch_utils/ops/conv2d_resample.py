@@ -21,6 +21,7 @@ def conv2d_resample(
     groups: int = 1,
     flip_weight: bool = True,
     flip_filter: bool = False,
+    gain: float = 1,
 ) -> torch.Tensor:
     """Upsample with `f`, convolve with `w`, downsample with `f`: `conv2d_resample_ref` in fewer multiplications.
 
@@ -33,6 +34,7 @@ def conv2d_resample(
         groups: as in `torch.nn.functional.conv2d`.
         flip_weight: True is torch's correlation, False a true convolution.
         flip_filter: True correlates with `f`, False convolves.
+        gain: multiplies the output; where there is resampling, in the filter's pass.
 
     Returns:
         `[N, O, H', W']`. Differentiable to any order.
@@ -41,13 +43,13 @@ def conv2d_resample(
     x0, x1, y0, y1 = pads = _resample_padding(f, up, down, padding)
 
     if kw == kh == 1 and up == 1 and down > 1:  # fewer pixels to convolve
-        x = upfirdn2d(x, f, down=down, padding=pads, flip_filter=flip_filter)
+        x = upfirdn2d(x, f, down=down, padding=pads, flip_filter=flip_filter, gain=gain)
         return _conv(x, w, groups=groups)
     if kw == kh == 1 and up > 1 and down == 1:  # fewer pixels to convolve
         x = _conv(x, w, groups=groups)
-        return upfirdn2d(x, f, up=up, padding=pads, flip_filter=flip_filter, gain=up**2)
+        return upfirdn2d(x, f, up=up, padding=pads, flip_filter=flip_filter, gain=gain * up**2)
     if up == 1 and down > 1:  # convolve only where a pixel is kept
-        x = upfirdn2d(x, f, padding=pads, flip_filter=flip_filter)
+        x = upfirdn2d(x, f, padding=pads, flip_filter=flip_filter, gain=gain)
         return _conv(x, w, stride=down, groups=groups, flip_weight=flip_weight)
     if up > 1:
         # Convolving the zero-stuffed image is a transposed convolution; the filter commutes and comes after it.
@@ -56,8 +58,10 @@ def conv2d_resample(
         crop_x, crop_y = max(min(-pads[0], -pads[1]), 0), max(min(-pads[2], -pads[3]), 0)
         x = _conv_transpose(x, w, up, (crop_y, crop_x), groups, flip_weight)
         pads = (pads[0] + crop_x, pads[1] + crop_x, pads[2] + crop_y, pads[3] + crop_y)
-        x = upfirdn2d(x, f, padding=pads, flip_filter=flip_filter, gain=up**2)
+        x = upfirdn2d(x, f, padding=pads, flip_filter=flip_filter, gain=gain * up**2)
         return upfirdn2d(x, f, down=down, flip_filter=flip_filter) if down > 1 else x
+    if gain != 1:
+        w = w * gain
     if x0 == x1 >= 0 and y0 == y1 >= 0:
         return _conv(x, w, padding=(y0, x0), groups=groups, flip_weight=flip_weight)
     return _conv(F.pad(x, pads), w, groups=groups, flip_weight=flip_weight)
@@ -73,12 +77,13 @@ def conv2d_resample_ref(
     groups: int = 1,
     flip_weight: bool = True,
     flip_filter: bool = False,
+    gain: float = 1,
 ) -> torch.Tensor:
     """`conv2d_resample`, written as its definition: upsample, convolve, downsample."""
     pads = _resample_padding(f, up, down, padding)
     x = upfirdn2d(x, f if up > 1 else None, up=up, padding=pads, flip_filter=flip_filter, gain=up**2)
     x = F.conv2d(x, w if flip_weight else w.flip([2, 3]), groups=groups)
-    return upfirdn2d(x, f, down=down, flip_filter=flip_filter) if down > 1 else x
+    return (upfirdn2d(x, f, down=down, flip_filter=flip_filter) if down > 1 else x) * gain
 
 
 def _resample_padding(

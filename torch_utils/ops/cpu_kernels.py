@@ -58,6 +58,8 @@ class CpuKernel:
     """it was built before"""
     reason: str = "kernels.prepare was not called"
     """why `ops` is None"""
+    remedy: str | None = None
+    """what to type, or to do about the reason, if something is known to help"""
     prepared: bool = False
 
 
@@ -77,21 +79,33 @@ def prepare(timeout: float = BUILD_SECONDS) -> None:
             _prepare(kernel, timeout)
 
 
+def unbuilt() -> list[str]:
+    """The kernels that `prepare` would have to compile; this does not."""
+    return [kernel.name for kernel in kernels.values() if not kernel.prepared and _is_unbuilt(kernel)]
+
+
 def status() -> str:
     """Which kernels are in use, or why none: "CPU kernels: bias_act (built in 4.2 s)"."""
-    used = [f"{k.name} (built in {k.seconds:.1f} s)" for k in kernels.values() if k.ops is not None]
+    used = [kernel for kernel in kernels.values() if kernel.ops is not None]
     if used:
-        return f"CPU kernels: {', '.join(used)}"
-    reasons = dict.fromkeys(kernel.reason for kernel in kernels.values())
+        return f"CPU kernels: {', '.join(f'{k.name} ({_when(k)})' for k in used)}"
+    reasons = dict.fromkeys(brief(kernel.reason, 100) for kernel in kernels.values())
     return f"CPU kernels: none, because {'; '.join(reasons) or 'no operation has one'}"
+
+
+def _when(kernel: CpuKernel) -> str:
+    return "built before" if kernel.cached else f"built in {kernel.seconds:.1f} s"
 
 
 def states() -> list[KernelState]:
     """Every kernel, as it stands in this process."""
-    return [
-        KernelState(k.name, "cpu", k.ops is not None, "" if k.ops else k.reason, k.seconds, k.cached, k.ops is not None)
-        for k in kernels.values()
-    ]
+    return [_state(kernel) for kernel in kernels.values()]
+
+
+def _state(kernel: CpuKernel) -> KernelState:
+    if kernel.ops is None:
+        return KernelState(kernel.name, "cpu", False, kernel.reason, kernel.seconds, kernel.cached, "", kernel.remedy)
+    return KernelState(kernel.name, "cpu", True, "", kernel.seconds, kernel.cached, "now")
 
 
 def cache_folder() -> Path:
@@ -102,20 +116,43 @@ def cache_folder() -> Path:
 def _prepare(kernel: CpuKernel, timeout: float) -> None:
     kernel.prepared = True
     try:
-        if os.environ.get(SWITCH, "").lower() in ("0", "false", "no", "off"):
-            raise KernelError(f"{SWITCH}={os.environ[SWITCH]}")
-        if sys.platform == "win32":
-            raise KernelError("they are not built on Windows")
+        _check_whether_wanted()
         library, kernel.seconds = _library(kernel, timeout)
         ops = _load(library, kernel.name)
         wrong = kernel.check(ops)
         if wrong:
-            raise KernelError(f"{kernel.name} computes wrong results here ({wrong})")
+            raise KernelError(f"results are wrong here ({wrong})")
         kernel.ops = ops
     except KernelError as error:
-        kernel.reason = str(error)
+        kernel.reason, kernel.remedy = error.reason, error.remedy
     except Exception as error:  # whatever it is, PyTorch can do without, and the reason is printed
-        kernel.reason = f"{kernel.name} could not be loaded ({type(error).__name__}: {brief(str(error))})"
+        kernel.reason = f"the library could not be loaded ({type(error).__name__}: {brief(str(error))})"
+
+
+def _check_whether_wanted() -> None:
+    if sys.platform == "win32":
+        raise KernelError("they are not built on Windows")
+    if os.environ.get(SWITCH, "").lower() in ("0", "false", "no", "off"):
+        raise KernelError(f"{SWITCH}={os.environ[SWITCH]}", f"unset {SWITCH}")
+
+
+def _is_unbuilt(kernel: CpuKernel) -> bool:
+    try:
+        _check_whether_wanted()
+        folder, failure = _places(kernel)
+        return _intact(folder) is None and not _is_recent(failure)
+    except (KernelError, OSError, RuntimeError):  # `prepare` says why
+        return False
+
+
+def _places(kernel: CpuKernel) -> tuple[Path, Path]:
+    """The folder of a kernel's library, and the note that it could not be built."""
+    cache, name = cache_folder().absolute(), f"{kernel.name}-{_key(_SOURCES / kernel.source)}"
+    return cache / name, cache / f"{name}.failed"
+
+
+def _is_recent(failure: Path) -> bool:
+    return failure.exists() and 0 <= time.time() - failure.stat().st_mtime < _RETRY_SECONDS
 
 
 def _load(library: Path, name: str) -> Any:
@@ -128,22 +165,18 @@ def _load(library: Path, name: str) -> Any:
 
 def _library(kernel: CpuKernel, timeout: float) -> tuple[Path, float]:
     """The library of a kernel, from the cache or built, and the seconds that building it took."""
-    source = _SOURCES / kernel.source
-    name = f"{kernel.name}-{_key(source)}"
     try:
-        cache = cache_folder().absolute()
-        folder, failure = cache / name, cache / f"{name}.failed"
+        folder, failure = _places(kernel)
         about = _intact(folder)
         kernel.cached = about is not None
         if about is None:
-            if failure.exists() and 0 <= time.time() - failure.stat().st_mtime < _RETRY_SECONDS:
-                raise KernelError(
-                    f"{failure.read_text(encoding='utf-8')} (tried before; delete {failure} to try again)"
-                )
-            cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-            about = _build(source, folder, failure, timeout)
+            if _is_recent(failure):
+                raise KernelError(f"{failure.read_text(encoding='utf-8')} (tried before)", f"delete {failure}")
+            folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            about = _build(_SOURCES / kernel.source, folder, failure, timeout)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        raise KernelError(f"the cache cannot be used ({brief(str(error))})") from error
+        remedy = "set XDG_CACHE_HOME to a folder that can be written to"
+        raise KernelError(f"the cache cannot be used ({brief(str(error))})", remedy) from error
     return folder / about["library"], float(about["seconds"])
 
 
@@ -235,9 +268,14 @@ def _key(source: Path) -> str:
     """Of everything that the library depends on. The compiler is asked for its version."""
     compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
     if shutil.which(compiler[0], path=search_path()) is None:
-        raise KernelError(f"no C++ compiler ({compiler[0]}) was found")
+        remedy = (
+            "xcode-select --install"
+            if sys.platform == "darwin"
+            else "sudo apt install g++, or the like; on a cluster: module load gcc"
+        )
+        raise KernelError(f"no C++ compiler ({compiler[0]}) was found", remedy)
     if shutil.which("ninja", path=search_path()) is None:
-        raise KernelError("ninja was not found; pip install ninja")
+        raise KernelError("ninja was not found", "python -m pip install ninja")
     try:
         version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError) as error:

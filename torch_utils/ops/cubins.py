@@ -15,6 +15,7 @@ import os
 import re
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch_utils.ops.kernel_state import KernelError
@@ -22,6 +23,7 @@ from torch_utils.user_cache import user_cache
 
 SOURCES = Path(__file__).with_name("csrc")
 OPTIONS = ("-std=c++17",)  # of NVRTC and nvcc
+CACHE = "XDG_CACHE_HOME"  # the variable that moves the folder, see user_cache
 Version = tuple[int, ...]
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 _LEFTOVER_SECONDS = 3600  # then whoever was to rename a temporary file has been killed
@@ -45,6 +47,13 @@ class Built:
     """bytes that all entry points move to memory for want of registers"""
     cached: bool = False
     """it was there"""
+    not_kept: str = ""
+    """why it will not be there for the next process; empty: it will"""
+
+    @property
+    def by(self) -> str:
+        """Compiler and version: NVRTC 13.0."""
+        return f"{self.compiler} {'.'.join(map(str, self.version))}"
 
     @property
     def digest(self) -> str:
@@ -73,12 +82,19 @@ def folder() -> Path:
     return user_cache("kernels")
 
 
-def keep(source: str, arch: str, built: Built) -> Path | None:
-    """Write a compiled source to where `kept` finds it; None if it cannot be written."""
+def keep(source: str, arch: str, built: Built) -> Path:
+    """Write a compiled source to where `kept` finds it. Raises KernelError if it cannot be written."""
     about = dataclasses.asdict(built) | {"code": hashlib.sha256(built.code).hexdigest()}
     version = ".".join(map(str, built.version))
     name = f"{_stem(source, arch)}-{built.compiler.lower()}{version}.cubin"
-    return _write(name, json.dumps(about).encode() + b"\n" + built.code)
+    with _writing():
+        return _write(name, json.dumps(about).encode() + b"\n" + built.code)
+
+
+def check_folder() -> None:
+    """Raises KernelError if nothing can be kept."""
+    with _writing():
+        _write(".try", b"").unlink(missing_ok=True)
 
 
 def kept(source: str, arch: str, compiler: str, version: Version | None) -> Built | None:
@@ -94,7 +110,10 @@ def kept(source: str, arch: str, compiler: str, version: Version | None) -> Buil
 
 def note(name: str, text: str) -> Path | None:
     """Keep a line under a name; None if it cannot be written."""
-    return _write(name, text.encode())
+    try:
+        return _write(name, text.encode())
+    except (OSError, RuntimeError):
+        return None
 
 
 def noted(name: str) -> str | None:
@@ -130,22 +149,33 @@ def _read(path: Path) -> Built | None:
         return None
 
 
-def _write(name: str, content: bytes) -> Path | None:
-    temporary = None
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """Says what cannot be written, why, and what to do."""
     try:
-        path = folder().absolute() / name
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _remove_leftovers(path.parent)
-        handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=path.parent)
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise KernelError(f"{folder()} cannot be written ({why})", f"set {CACHE} to a folder that can") from error
+    except RuntimeError as error:
+        raise KernelError("there is no home to keep kernels in", f"set {CACHE} to a folder") from error
+
+
+def _write(name: str, content: bytes) -> Path:
+    """Raises OSError, or RuntimeError if there is no home."""
+    path = folder().absolute() / name
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _remove_leftovers(path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=path.parent)
+    try:
         with open(handle, "wb") as file:
             file.write(content)
         os.replace(temporary, path)
-        return path
-    except (OSError, RuntimeError):
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        return None
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    return path
 
 
 def _remove_leftovers(cache: Path) -> None:

@@ -5,13 +5,16 @@ Kernels run in the device's primary context, which is PyTorch's, on its current 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
+import platform
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from torch_utils.ops.kernel_state import KernelError, brief, installing
+from torch_utils.ops.kernel_state import KernelError, installing, said
 
 Size = tuple[int, int, int]
 # Contexts of devices by index, as the driver's object and as a number: retained once, for the life of the process.
@@ -25,8 +28,15 @@ class Device:
     index: int
     name: str
     capability: tuple[int, int]
-    driver: str
+    driver: tuple[int, int]
     """the newest CUDA version that the driver knows"""
+    identity: str
+    """this very device and build of its driver, as far as they can be told from others"""
+
+    @property
+    def driver_text(self) -> str:
+        """13.0"""
+        return ".".join(map(str, self.driver))
 
 
 def find(device: torch.device) -> Device:
@@ -40,9 +50,22 @@ def find(device: torch.device) -> Device:
     try:
         version = _call(driver, "cuDriverGetVersion")
     except RuntimeError as error:  # the binding loads the driver when it is first called
-        raise KernelError(f"the CUDA driver cannot be used ({brief(str(error), 100)})") from error
+        raise KernelError(f"the CUDA driver cannot be used ({said(error, 100)})") from error
     name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
-    return Device(index, name, capability, f"{version // 1000}.{version % 1000 // 10}")
+    return Device(index, name, capability, (version // 1000, version % 1000 // 10), _identity(index))
+
+
+def alike(device: Device) -> frozenset[int]:
+    """The indices of all devices that run the same code."""
+    found = range(torch.cuda.device_count())
+    return frozenset(index for index in found if torch.cuda.get_device_capability(index) == device.capability)
+
+
+def _identity(index: int) -> str:
+    build = ""
+    with contextlib.suppress(OSError):  # Linux has it
+        build = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+    return f"{getattr(torch.cuda.get_device_properties(index), 'uuid', None) or platform.node()} {build}"
 
 
 class Library:
@@ -93,10 +116,22 @@ class Library:
         before = _call(driver, "cuThreadExchangeStreamCaptureMode", relaxed)
         try:
             kernel = _call(driver, "cuLibraryGetKernel", self._library, entry.encode())
-            function = self._functions[entry, index] = _call(driver, "cuKernelGetFunction", kernel)
+            function = _call(driver, "cuKernelGetFunction", kernel)
+            _load_now(driver, function)
+            self._functions[entry, index] = function
         finally:
             _call(driver, "cuThreadExchangeStreamCaptureMode", before)
         return function
+
+
+def _load_now(driver: Any, function: Any) -> None:
+    """Have the driver load a function's code, which may otherwise wait for the first launch."""
+    try:
+        (error,) = driver.cuFuncLoad(function)
+    except (AttributeError, RuntimeError):  # new in CUDA 12.4: neither every binding nor every driver has it
+        return
+    if error.value != 0:
+        raise _error(driver, error, "cuFuncLoad")
 
 
 def _context(driver: Any, index: int) -> tuple[Any, int]:
@@ -123,5 +158,5 @@ def _bindings() -> Any:
     try:
         from cuda.bindings import driver
     except ImportError as error:
-        raise KernelError(f"cuda-bindings is not installed; {installing()}") from error
+        raise KernelError("cuda-bindings is not installed", installing()) from error
     return driver

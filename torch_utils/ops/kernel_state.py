@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Iterable
 
 import torch
 
 
 class KernelError(Exception):
-    """Why there is no kernel, in words that fit behind "because"."""
+    """Why there is no kernel, in words that fit behind "because".
+
+    Args:
+        reason: the words, which are the exception's text.
+        remedy: what to type, or to do about it; None: nothing is known to help.
+    """
+
+    def __init__(self, reason: str, remedy: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.remedy = reason, remedy
+
+    @property
+    def in_full(self) -> str:
+        """Reason and remedy."""
+        return f"{self.reason}; {self.remedy}" if self.remedy else self.reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,15 +41,40 @@ class KernelState:
     """what building it took, now or when it was cached"""
     cached: bool
     """it was built before"""
-    verified: bool
-    """it computes what its reference computes, on this machine"""
+    verified: str
+    """when it was compared with its reference: now, or before, by another process on this machine; empty: not in use"""
+    remedy: str | None = None
+    """what to type, or to do about the reason; None: nothing is known to help"""
+    compiler: str = ""
+    """and its version: NVRTC 13.0; empty: none compiled it, or it is for CPUs"""
 
 
-def installing() -> str:
-    """How to get the binding and NVRTC that this PyTorch's CUDA goes with."""
-    major = (torch.version.cuda or "13").partition(".")[0]
+def installing(again: bool = False) -> str:
+    """The command that installs the binding and the NVRTC that this PyTorch's CUDA goes with.
+
+    Args:
+        again: in place of what is there, which is broken.
+    """
+    cuda = torch.version.cuda or "13.0"
+    major = cuda.partition(".")[0]
     suffix = "" if int(major) >= 13 else f"-cu{major}"
-    return f"pip install cuda-bindings~={major}.0 nvidia-cuda-nvrtc{suffix}~={major}.0"
+    force = "--force-reinstall " if again else ""
+    return f'python -m pip install {force}"cuda-bindings~={major}.0" "nvidia-cuda-nvrtc{suffix}=={cuda}.*"'
+
+
+def by_reason(states: Iterable[KernelState]) -> dict[str, list[str]]:
+    """The names of kernels that are not in use, by what keeps them from it."""
+    found: dict[str, list[str]] = {}
+    for state in states:
+        if not state.in_use:
+            found.setdefault(state.reason, []).append(state.name)
+    return found
+
+
+def said(error: Exception, length: int = 200) -> str:
+    """What an error says on one line, without what PyTorch adds to those of CUDA for programmers."""
+    text = re.split(r"\s(?:Search for `cu|CUDA kernel errors might)", str(error))[0]
+    return brief(text, length) or type(error).__name__
 
 
 def brief(text: str, length: int = 200) -> str:

@@ -13,12 +13,15 @@ from collections.abc import Iterator
 
 import torch
 
-from torch_utils.ops import bias_act, cpu_kernels, cuda_kernels, noise_bias_act, upfirdn2d, warp
-from torch_utils.ops.kernel_state import KernelError, KernelState
+import torch_utils.ops.bias_act
+import torch_utils.ops.noise_bias_act
+import torch_utils.ops.upfirdn2d
+import torch_utils.ops.warp  # noqa: F401  these four announce their kernels
+from torch_utils.ops import cpu_kernels, cuda_kernels
+from torch_utils.ops.kernel_state import KernelError, KernelState, by_reason
 
-__all__ = ["MODES", "OPERATIONS", "KernelError", "KernelState", "disabled", "prepare", "states", "status"]
+__all__ = ["MODES", "KernelError", "KernelState", "disabled", "prepare", "states", "status"]
 
-OPERATIONS = (bias_act, noise_bias_act, upfirdn2d, warp)  # whose modules announce the kernels
 MODES = ("auto", "cuda", "ref")
 _lock = threading.Lock()
 _asked = ("cpu", "auto")
@@ -51,9 +54,8 @@ def prepare(device: torch.device | str = "cpu", mode: str = "auto", timeout: flo
             cpu_kernels.prepare(timeout)
         elif kind == "cuda":
             cuda_kernels.prepare(torch.device(device))
-    missing = [state for state in states() if state.kind == "cuda" and not state.in_use]
-    if mode == "cuda" and missing:
-        raise KernelError("; ".join(dict.fromkeys(state.reason for state in missing)))
+    if mode == "cuda":
+        _insist()
     return status()
 
 
@@ -88,6 +90,17 @@ def disabled() -> Iterator[None]:
             cpu_kernel.ops = ops
         for cuda_kernel, launch in on_cuda:
             cuda_kernel.launch = launch
+
+
+def _insist() -> None:
+    """Raises KernelError unless all CUDA kernels are in use."""
+    missing = [state for state in cuda_kernels.states() if not state.in_use]
+    reasons = by_reason(missing)
+    if reasons:
+        all_alike = len(reasons) == 1 and len(missing) == len(cuda_kernels.kernels)
+        texts = [reason if all_alike else f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+        remedies = dict.fromkeys(state.remedy for state in missing if state.remedy)
+        raise KernelError("; ".join(texts), "; ".join(remedies) or None)
 
 
 def _put_aside() -> None:

@@ -6,13 +6,13 @@ On a CUDA device a compiled kernel does it in one pass over memory each way (csr
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from torch_utils.ops import cuda_kernels, noise_bias_act_cuda
+from torch_utils.ops import cuda_kernels, kernel_checks, noise_bias_act_cuda
 from torch_utils.ops.bias_act import activations, bias_act, bias_act_ref
 
 _MaybeTensor = torch.Tensor | None
@@ -42,7 +42,8 @@ def noise_bias_act(
     All but x are usually float32 and are not rounded to x's dtype by the kernel.
 
     Returns:
-        The shape and dtype of `x`. Differentiable to any order.
+        The shape and dtype of `x`. Differentiable to any order; not to be changed in place before its gradient has been
+        computed, which reads it.
     """
     strength = None if noise is None else strength
     if _kernel.launch is not None:
@@ -113,7 +114,6 @@ def _kernel_curve(
 def _check_kernel(device: torch.device) -> str | None:
     """Compare the kernel with `noise_bias_act_ref` where it could go wrong; what is wrong, or None."""
     random = torch.Generator().manual_seed(0)
-    settings: list[dict[str, Any]] = [{"act": "lrelu", "alpha": 0.25, "gain": 1.5, "clamp": 1.5}, {"gain": 1.0}]
     shapes = (
         ((2, 40, 5, 7), torch.channels_last),
         ((2, 9, 5, 7), torch.channels_last),
@@ -121,56 +121,42 @@ def _check_kernel(device: torch.device) -> str | None:
         ((1, 2, 72, 64), torch.contiguous_format),
         ((2, 3, 3, 3), torch.contiguous_format),
     )
+    lrelu: dict[str, Any] = {"act": "lrelu", "alpha": 0.25, "gain": 1.5, "clamp": 1.5}
     for shape, layout in shapes:
-        x, dy, scale, *others = _check_inputs(shape, random, device)
-        for dtype in cuda_kernels.SUFFIXES:
-            for setting in settings:
-                low: list[_MaybeTensor] = [x.to(dtype).contiguous(memory_format=layout), dy.to(dtype), scale]
-                low += others if "act" in setting else [None, None, None]
-                exact = [None if t is None else t.double() for t in low]
-                actual = _check_derivatives(noise_bias_act, low, setting)
-                for which, value in _check_derivatives(noise_bias_act_ref, exact, setting).items():
-                    limit = 8 * torch.finfo(dtype).eps * value.abs().max()
-                    if not (actual[which].double() - value).abs().max() <= limit:  # also if it is NaN
-                        return f"{which} of {list(shape)} in {str(dtype).removeprefix('torch.')}"
+        wide = _off_the_kinks(shape, random)
+        for dtype, suffix in cuda_kernels.SUFFIXES.items():
+            inputs = {**wide, "x": wide["x"].to(dtype).contiguous(memory_format=layout)}
+            constants = {"noise": inputs.pop("noise")}
+            modulation = {name: inputs[name] for name in ("x", "scale")}
+            for given, others, settings in ((inputs, constants, lrelu), (modulation, {}, {})):
+                op, ref = (functools.partial(function, **settings) for function in (noise_bias_act, noise_bias_act_ref))
+                wrong = kernel_checks.difference(op, ref, given, others, device)
+                if wrong:
+                    return f"{settings.get('act', 'linear')} of {list(shape)} in {suffix}: {wrong}"
     odd = torch.tensor([math.nan, math.inf, -math.inf, 1.0], device=device).reshape(1, 1, 2, 2)
-    for dtype in cuda_kernels.SUFFIXES:
-        y = noise_bias_act(odd.to(dtype), torch.full([1, 1], 2.0, device=device), act="lrelu", gain=1, clamp=3)
-        if y.float().nan_to_num(nan=7).flatten().tolist() != [7, 3, -3, 2]:
-            return "NaN and infinity"
+    two = torch.full([1, 1], 2.0, dtype=torch.float32, device=device)
+    for dtype, suffix in cuda_kernels.SUFFIXES.items():
+        y = noise_bias_act(odd.to(dtype), two, act="lrelu", gain=1, clamp=3)
+        if y.nan_to_num(nan=7).flatten().tolist() != [7, 3, -3, 2]:
+            return f"NaN and infinity in {suffix}"
     return None
 
 
-def _check_inputs(shape: tuple[int, ...], random: torch.Generator, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """x, dy, scale, noise, strength, b, such that rounding does not decide on which side of a kink a number is."""
+def _off_the_kinks(shape: tuple[int, int, int, int], random: torch.Generator) -> dict[str, torch.Tensor]:
+    """Arguments such that rounding does not decide on which side of a kink a number is."""
     n, c, h, w = shape
 
     def steps(*size: int) -> torch.Tensor:
-        return (torch.randn(size, generator=random) * 4).round()
+        return (torch.randn(size, generator=random, dtype=torch.float32) * 4).round() / 4
 
-    scale = 2 ** torch.randint(-1, 2, [n, c], generator=random).float()
-    x, b = steps(*shape) / 4 / scale[:, :, None, None], steps(c) / 4 + 1 / 8  # their sum: odd multiples of 1/8
-    tensors = x, steps(*shape) / 4, scale, steps(n, 1, h, w) / 2, torch.tensor(0.5), b
-    return tuple(t.to(device) for t in tensors)
-
-
-def _check_derivatives(
-    function: Callable[..., torch.Tensor], tensors: Sequence[_MaybeTensor], settings: dict[str, Any]
-) -> dict[str, torch.Tensor]:
-    """The output, its derivatives, and those of a sum of their squares; tensors as _check_inputs gives them."""
-    x, dy, scale, noise, strength, b = tensors
-    named = {"x": x, "scale": scale, "strength": strength, "b": b, "dy": dy}
-    leaves = {name: t.detach().requires_grad_() for name, t in named.items() if t is not None}
-    inputs = {name: leaf for name, leaf in leaves.items() if name != "dy"}
-    with torch.enable_grad():
-        y = function(noise=noise, **inputs, **settings)
-        # Of a sum: to take a cotangent, autograd.grad imports sympy, which costs more than all of this.
-        first = torch.autograd.grad((y * leaves["dy"]).sum(), list(inputs.values()), create_graph=True)
-        # Weighted, so that no derivative outweighs the others.
-        total = torch.stack([(d.float() / d.detach().float().abs().max()).square().sum() for d in first]).sum()
-        second = torch.autograd.grad(total, [leaves[name] for name in ("dy", "x", "scale")])
-    names = [*(f"d{name}" for name in inputs), "second derivative in dy", "second derivative in x", "second in scale"]
-    return {"y": y.detach(), **dict(zip(names, (d.detach() for d in (*first, *second)), strict=True))}
+    scale = 2 ** torch.randint(-1, 2, [n, c], generator=random).to(torch.float32)
+    return {
+        "x": steps(n, c, h, w) / scale[:, :, None, None],
+        "scale": scale,
+        "noise": 2 * steps(n, 1, h, w),
+        "strength": torch.tensor(0.5, dtype=torch.float32),
+        "b": steps(c) + 1 / 8,  # so sums are odd multiples of 1/8
+    }
 
 
 _kernel = cuda_kernels.register(noise_bias_act_cuda.NAME, "noise_bias_act.cu", _check_kernel)

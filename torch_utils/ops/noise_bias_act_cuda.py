@@ -14,15 +14,18 @@ its own form; and those of the third have the form of the second again. So they 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from torch_utils.ops import cuda_kernels
+from torch_utils.ops.cuda_kernels import THREADS
 
 NAME = "noise_bias_act"
-_THREADS = 256  # BLOCK_THREADS of the source
-_BLOCKS = 2048  # that a large tensor is divided into, if it has that many parts: several for each multiprocessor
+# That a large tensor is divided into, if it has that many parts: several for each multiprocessor. Those of a gradient
+# write partial sums, which are to be few.
+_MAP_BLOCKS, _GRADIENT_BLOCKS = 8192, 2048
 _LAYOUT = "9P8I3f"  # of `Map` and `Gradient`
 _LONG = 512  # packs of a plane from which on a whole block, not a warp, goes through it
 Curve = tuple[float, float, float]
@@ -42,7 +45,7 @@ class _Plan(NamedTuple):
     rows: bool
 
     @staticmethod
-    def of(like: torch.Tensor, *tensors: MaybeTensor) -> _Plan:
+    def of(blocks: int, like: torch.Tensor, *tensors: MaybeTensor) -> _Plan:
         """`tensors`: all that are read or written in packs."""
         n, c, h, w = like.shape
         rows = not like.is_contiguous()
@@ -52,14 +55,14 @@ class _Plan(NamedTuple):
         lanes = min(1 << (packs - 1).bit_length(), 32)
         if rows:
             groups = math.ceil(packs / lanes)
-            chunks, chunk = _divided(h * w, _THREADS // lanes, n * groups)
+            chunks, chunk = _divided(h * w, THREADS // lanes, blocks // (n * groups))
             grid = (n * chunks, groups, 1)
         elif packs < _LONG:
             chunks, chunk = 1, packs
-            grid = (math.ceil(n * c * lanes / _THREADS), 1, 1)
+            grid = (math.ceil(n * c * lanes / THREADS), 1, 1)
         else:
-            lanes = _THREADS
-            chunks, chunk = _divided(packs, lanes, n * c)
+            lanes = THREADS
+            chunks, chunk = _divided(packs, lanes, blocks // (n * c))
             grid = (n * c, chunks, 1)
         variant = f"_{cuda_kernels.SUFFIXES[like.dtype]}"
         if packed:
@@ -72,22 +75,16 @@ class _Plan(NamedTuple):
         return n, c, h * w, step, self.chunks, self.chunk, self.lanes, self.rows
 
 
-def _divided(size: int, step: int, times: int) -> tuple[int, int]:
-    """Into how many parts, and of what size, to divide what blocks go through in steps, if there are `times` of it."""
-    wanted = max(1, min(_BLOCKS // times, size // (4 * step)))
+def _divided(size: int, step: int, parts: int) -> tuple[int, int]:
+    """Into how many parts, `parts` or fewer, and of what size, to divide what blocks go through in steps."""
+    wanted = max(1, min(parts, size // (4 * step)))
     part = math.ceil(size / (wanted * step)) * step
     return math.ceil(size / part), part
 
 
-def layout(x: torch.Tensor) -> torch.memory_format:
-    """The one that a tensor is computed in."""
-    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
-
-
 def _alike(*tensors: MaybeTensor) -> list[MaybeTensor]:
     """The same in memory, in the layout of the first that there is."""
-    form = layout(_first(*tensors))
+    form = cuda_kernels.layout(_first(*tensors))
     return [None if t is None else t.contiguous(memory_format=form) for t in tensors]
 
 
@@ -97,6 +94,25 @@ def _first(*tensors: MaybeTensor) -> torch.Tensor:
 
 def _dense(*tensors: MaybeTensor) -> list[MaybeTensor]:
     return [None if t is None else t.contiguous() for t in tensors]
+
+
+def _check(
+    like: torch.Tensor,
+    whole: Sequence[MaybeTensor],
+    factors: Sequence[MaybeTensor],
+    noise: MaybeTensor,
+    numbers: Sequence[MaybeTensor] = (),
+    biases: Sequence[MaybeTensor] = (),
+) -> None:
+    """That the kernel, which sees addresses alone, finds behind them what it reads."""
+    n, c, h, w = like.shape
+    plane = (h, w) if noise is not None and noise.ndim == 2 else (n, 1, h, w)
+    small = (factors, (n, c)), ((noise,), plane), (numbers, ()), (biases, (c,))
+    for tensor in whole:
+        assert tensor is None or (tensor.shape, tensor.dtype, tensor.device) == (like.shape, like.dtype, like.device)
+    for tensors, shape in small:
+        for t in tensors:
+            assert t is None or (t.shape, t.dtype, t.device) == (shape, torch.float32, like.device)
 
 
 def _map(
@@ -114,12 +130,13 @@ def _map(
     y, x, z = _alike(y, x, z)
     x_factor, z_factor, noise, strength, b = _dense(x_factor, z_factor, noise, strength, b)
     out = torch.empty_like(_first(y, x, z))
-    plan = _Plan.of(out, x, z, noise, y, out)
+    _check(out, (y, x, z), (x_factor, z_factor), noise, (strength,), (b,))
+    plan = _Plan.of(_MAP_BLOCKS, out, x, z, noise, y, out)
     pointers = map(cuda_kernels.pointer, (x, x_factor, z, z_factor, noise, strength, b, y, out))
     cuda_kernels.kernels[NAME].run(
-        f"map{plan.variant}",
+        f"{NAME}_map{plan.variant}",
         plan.grid,
-        (_THREADS, 1, 1),
+        (THREADS, 1, 1),
         _LAYOUT,
         *pointers,
         *plan.shape(out, noise),
@@ -175,23 +192,24 @@ def _grad(
     assert dense is not None
     scale, noise = _dense(scale, noise)
     dx = torch.empty_like(dense) if want_x else dy.new_empty([0])
-    plan = _Plan.of(dense, dense, y, x, noise, dx)
+    _check(dense, (y, x), (scale,), noise)
+    plan = _Plan.of(_GRADIENT_BLOCKS, dense, dense, y, x, noise, dx)
     n, c = dy.shape[:2]
     shapes = (n, plan.chunks, c), (1, n * plan.chunks, c), (1, plan.grid[0] * plan.grid[1], 1)
     wanted = x is not None, want_b, noise is not None
     parts = [_floats(dy, *s) if want else None for s, want in zip(shapes, wanted, strict=True)]
     pointers = map(cuda_kernels.pointer, (dense, y, x, scale, noise, dx if want_x else None, *parts))
     cuda_kernels.kernels[NAME].run(
-        f"gradient{plan.variant}",
+        f"{NAME}_gradient{plan.variant}",
         plan.grid,
-        (_THREADS, 1, 1),
+        (THREADS, 1, 1),
         _LAYOUT,
         *pointers,
         *plan.shape(dense, noise),
         *(alpha, gain, clamp),
         device=dy.device,
     )
-    dscale, db, dstrength = _added(parts)
+    dscale, db, dstrength = cuda_kernels.totals(NAME, parts)
 
     def result(total: MaybeTensor, *shape: int) -> torch.Tensor:
         return _floats(dy, 0) if total is None else total.reshape(shape)
@@ -203,24 +221,8 @@ def _floats(like: torch.Tensor, *shape: int) -> torch.Tensor:
     return like.new_empty(shape, dtype=torch.float32)
 
 
-def _added(parts: list[MaybeTensor]) -> list[MaybeTensor]:
-    """Sums over dimension 1 of `[outer, count, columns]`, in one launch, or none."""
-    totals = [None if p is None else p[:, 0] if p.shape[1] == 1 else p.new_empty([len(p), p.shape[2]]) for p in parts]
-    work = [(p, t) for p, t in zip(parts, totals, strict=True) if p is not None and p.shape[1] > 1]
-    if work:
-        params: list[int] = []
-        for part, total in work:
-            params += [cuda_kernels.pointer(part), cuda_kernels.pointer(total), *part.shape]
-        params += [0, 0, 0, 0, 0] * (3 - len(work))
-        blocks = max(math.ceil(part.shape[2] / 8) for part, _ in work)
-        outer = sum(len(part) for part, _ in work)
-        kernel, device = cuda_kernels.kernels[NAME], work[0][0].device
-        kernel.run("add_parts_f32", (blocks, outer, 1), (_THREADS, 1, 1), "PP3I0P" * 3, *params, device=device)
-    return totals
-
-
 def _forward_fake(x: torch.Tensor, *others: Any) -> torch.Tensor:
-    return torch.empty_like(x.contiguous(memory_format=layout(x)))
+    return torch.empty_like(cuda_kernels.dense(x))
 
 
 def _tangent_fake(
@@ -286,7 +288,7 @@ def _grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.curve = alpha, gain, clamp
     ctx.gave_scale, ctx.gave_strength = x is not None, noise is not None
     ctx.like = dy.shape, dy.dtype, dy.device
-    ctx.for_dy, _, ctx.for_x, ctx.for_scale = ctx.needs_input_grad[:4]
+    ctx.for_dy, ctx.for_y, ctx.for_x, ctx.for_scale = ctx.needs_input_grad[:4]
     ctx.save_for_backward(
         dy if ctx.for_x or ctx.for_scale else None,
         y,
@@ -319,7 +321,8 @@ def _grad_backward(ctx: Any, u: MaybeTensor, v: MaybeTensor, q: MaybeTensor, r: 
     if for_x or for_scale:
         of_scale = u if for_scale else None
         dx, dscale, _, _ = noise_bias_act_grad(dy, y, of_scale, v, None, *ctx.curve, for_x, False)
-    return (ddy, None, dx if for_x else None, dscale if for_scale else None, *(None,) * 6)
+    dslope = torch.zeros_like(y) if ctx.for_y else None  # as slopes do not change
+    return (ddy, dslope, dx if for_x else None, dscale if for_scale else None, *(None,) * 6)
 
 
 def _tangent_setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -340,7 +343,7 @@ def _tangent_backward(ctx: Any, dt: MaybeTensor) -> tuple[MaybeTensor, ...]:
     if dt is None:
         return (None,) * 11
     u, x, scale, v, noise, y = ctx.saved_tensors
-    for_u, for_x, for_scale, for_v, _, for_q, for_r, _ = ctx.wants
+    for_u, for_x, for_scale, for_v, _, for_q, for_r, for_y = ctx.wants
     du = dx = dscale = dv = dq = dr = None
     if for_u or for_v or for_q or for_r:
         du, dv, dq, dr = noise_bias_act_grad(dt, y, x, scale, noise, *ctx.curve, for_u, for_r)
@@ -354,7 +357,8 @@ def _tangent_backward(ctx: Any, dt: MaybeTensor) -> tuple[MaybeTensor, ...]:
         None,
         dq if for_q else None,
         dr if for_r else None,
-        *(None,) * 4,
+        torch.zeros_like(y) if for_y else None,
+        *(None,) * 3,
     )
 
 

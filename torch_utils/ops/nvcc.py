@@ -14,7 +14,8 @@ from torch_utils.ops.cubins import Built, Version
 from torch_utils.ops.kernel_state import KernelError, brief, complaint
 
 COMPILER = "nvcc"
-_SECONDS = 300  # a source takes one or two; more than this is no compiler
+_SECONDS = 300.0  # a source takes one or two; more than this is no compiler
+_ANSWER_SECONDS = 10.0
 
 
 def build(source: str, arch: str) -> Built:
@@ -33,14 +34,20 @@ def build(source: str, arch: str) -> Built:
 
 def version() -> Version:
     """(13, 0). Raises KernelError if nvcc is not there."""
-    returncode, output = _run(["--version"])
+    returncode, output = _run(["--version"], _ANSWER_SECONDS)
     found = re.search(r"release (\d+)\.(\d+)", output)
     if returncode != 0 or found is None:
         raise KernelError(f"nvcc does not run ({brief(output)})")
     return int(found[1]), int(found[2])
 
 
-def _run(arguments: list[str]) -> tuple[int, str]:
+def known() -> list[int]:
+    """The architectures that it compiles for: 75, 80, ... Raises KernelError."""
+    _, output = _run(["--list-gpu-arch"], _ANSWER_SECONDS)
+    return sorted(map(int, re.findall(r"compute_(\d+)$", output, re.MULTILINE)))
+
+
+def _run(arguments: list[str], seconds: float = _SECONDS) -> tuple[int, str]:
     """The exit code, and what was printed."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
@@ -51,7 +58,7 @@ def _run(arguments: list[str]) -> tuple[int, str]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=_SECONDS,
+            timeout=seconds,
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise KernelError(f"nvcc does not run ({brief(str(error))})") from error

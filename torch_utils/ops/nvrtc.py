@@ -6,35 +6,40 @@ it at once. `cuda.bindings`, NVIDIA's own Python binding, comes with the same wh
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from typing import Any
 
 from torch_utils.ops import cubins
 from torch_utils.ops.cubins import Built, Version
-from torch_utils.ops.kernel_state import KernelError, brief, complaint, installing
+from torch_utils.ops.kernel_state import KernelError, complaint, installing, said
 
 COMPILER = "NVRTC"
 
 
-def cubin(source: str, arch: str) -> Built:
+def compiled(source: str, arch: str) -> Built:
     """csrc/`source`, compiled for an architecture such as sm_90; compute_90 gives PTX.
 
     Kept on disk. What nvcc made of the same source serves as well, unless its version is above NVRTC's: the driver
-    need not know that. Raises KernelError.
+    need not know that. Without NVRTC whatever is there serves. Raises KernelError.
     """
     check_arch(arch)
     try:
         newest: Version | None = version()
     except KernelError:
-        prebuilt = cubins.kept(source, arch, "nvcc", None)
+        prebuilt = cubins.kept(source, arch, "nvcc", None) or cubins.kept(source, arch, COMPILER, None)
         if prebuilt is None:
             raise
         return prebuilt
     built = cubins.kept(source, arch, COMPILER, newest) or cubins.kept(source, arch, "nvcc", newest)
-    if built is None:
-        built = build(source, arch)
+    if built is not None:
+        return built
+    built = build(source, arch)
+    try:
         cubins.keep(source, arch, built)
+    except KernelError as error:
+        return dataclasses.replace(built, not_kept=error.reason)
     return built
 
 
@@ -55,21 +60,26 @@ def version() -> Version:
     return major, minor
 
 
+def known() -> list[int]:
+    """The architectures that it compiles for: 75, 80, ... Raises KernelError."""
+    (archs,) = _call("nvrtcGetSupportedArchs")
+    return sorted(archs)
+
+
 def arch_of(capability: tuple[int, int]) -> str:
     """What to compile for: sm_90; for a device that is newer than NVRTC knows, the newest compute_XX, PTX that the
     driver compiles. Raises KernelError for a device that NVRTC knows no longer.
     """
     device = 10 * capability[0] + capability[1]
     try:
-        (known,) = _call("nvrtcGetSupportedArchs")
-        name = f"NVRTC {'.'.join(map(str, version()))}"
+        archs, name = known(), f"NVRTC {'.'.join(map(str, version()))}"
     except KernelError:  # there may be something prebuilt
         return f"sm_{device}"
-    older = [arch for arch in known if arch <= device]
+    older = [arch for arch in archs if arch <= device]
     if not older:
-        wanted = "one for an older CUDA is needed; see pytorch.org"
-        raise KernelError(f"{name} of this PyTorch compiles for sm_{min(known)} and up, not for sm_{device}; {wanted}")
-    return f"sm_{device}" if device in known else f"compute_{max(older)}"
+        remedy = "install a PyTorch for an older CUDA: https://pytorch.org/get-started/locally"
+        raise KernelError(f"{name} compiles for sm_{min(archs)} and up, not for sm_{device}", remedy)
+    return f"sm_{device}" if device in archs else f"compute_{max(older)}"
 
 
 def check_arch(arch: str) -> None:
@@ -110,11 +120,11 @@ def _call(name: str, *args: Any) -> tuple[Any, ...]:
     try:
         from cuda.bindings import nvrtc
     except ImportError as error:
-        raise KernelError(f"cuda-bindings is not installed; {installing()}") from error
+        raise KernelError("cuda-bindings is not installed", installing()) from error
     try:
         result, *values = getattr(nvrtc, name)(*args)
     except RuntimeError as error:  # the binding loads the library when it is first called
-        raise KernelError(f"NVRTC cannot be loaded ({brief(str(error), 100)}); {installing()}") from error
+        raise KernelError(f"NVRTC cannot be loaded ({said(error, 100)})", installing(again=True)) from error
     if result.value != 0:
         raise KernelError(f"NVRTC fails ({result.name})")
     return tuple(values)

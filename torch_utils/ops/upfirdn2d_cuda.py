@@ -20,7 +20,6 @@ Quad = tuple[int, int, int, int]
 
 NAME = "upfirdn2d"
 _LAYOUT = "3P15if8i12I"  # Params of the source
-_THREADS = 256  # BLOCK_THREADS of the source
 _LINE = 128  # bytes that a group of neighbouring threads should read at once
 _ENOUGH_THREADS = 2**18  # to fill a large GPU: then they get more rows, up to _ROWS, which read fewer pixels twice
 _ROWS = 32
@@ -79,8 +78,8 @@ def _upfirdn2d(
     flip_filter: bool,
     gain: float,
 ) -> torch.Tensor:
-    assert f.dtype == torch.float32, f.dtype
-    x, f = x.contiguous(memory_format=_layout(x)), f.contiguous()
+    assert (f.dtype, f.device) == (torch.float32, x.device), (f.dtype, f.device, x.device)
+    x, f = cuda_kernels.dense(x), f.contiguous()
     y = _fake(x, f, up, down, padding, flip_filter, gain)
     entry, width = _entry(x, f, up, down)
     if entry == "any" and f.ndim == 1:  # a pass for each axis
@@ -102,16 +101,16 @@ def _upfirdn2d(
     threads = images * strips * along.units * packs
     pairs = channels == 1 and along.first == 0 and out_w % 2 == 0
     cuda_kernels.kernels[NAME].run(
-        f"{entry}_{cuda_kernels.SUFFIXES[x.dtype]}",
-        (math.ceil(threads / _THREADS), 1, 1),
-        (_THREADS, 1, 1),
+        f"{NAME}_{entry}_{cuda_kernels.SUFFIXES[x.dtype]}",
+        (math.ceil(threads / cuda_kernels.THREADS), 1, 1),
+        (cuda_kernels.THREADS, 1, 1),
         _LAYOUT,
         *map(cuda_kernels.pointer, (x, f, y)),
         *(in_h, in_w, out_h, out_w, channels),
         *(up[1], up[0], down[1], down[0], padding[2], padding[0]),
         *(f.shape[0], f.shape[-1], f.ndim == 1, flip_filter, gain),
         *(threads, down_.units, rows, down_.first, along.first, down_.origin, along.origin, pairs),
-        *(*_divisor(group), *_divisor(along.units), *_divisor(packs // group), *_divisor(strips)),
+        *(number for size in (group, along.units, packs // group, strips) for number in cuda_kernels.division(size)),
         device=x.device,
     )
     return y
@@ -143,18 +142,6 @@ def _group(packs: int, wanted: int) -> int:
     return group if 4 * group >= wanted else packs  # fewer would leave most of a cache line unread
 
 
-def _divisor(divisor: int) -> tuple[int, int, int]:
-    """`Divisor` of the source."""
-    shift = (divisor - 1).bit_length()
-    return divisor, (2**32 * (2**shift - divisor)) // divisor + 1, shift
-
-
-def _layout(x: torch.Tensor) -> torch.memory_format:
-    """The one that a tensor is computed in."""
-    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
-
-
 def _fake(
     x: torch.Tensor,
     f: torch.Tensor,
@@ -165,7 +152,7 @@ def _fake(
     gain: float,
 ) -> torch.Tensor:
     shape = output_shape(x.shape, f, up, down, padding)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x))
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=cuda_kernels.layout(x))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

@@ -14,19 +14,19 @@ from torch_utils.ops import cuda_kernels
 TAPS = 12
 """of the low-pass that the kernels are made for"""
 _MARGIN = TAPS // 4
-_TILE, _GROUP, _THREADS = 16, 3, 256  # pixels a side, channels, threads of a block
+_TILE, _GROUP = 16, 3  # pixels a side and channels of a block
 _LAYOUT = "4P11i"  # source, target, inverse, lowpass; channels, height, width; strides of source, of target
 
 
 def _sample(images: torch.Tensor, inverse: torch.Tensor, lowpass: torch.Tensor) -> torch.Tensor:
-    images = dense(images)
+    images = cuda_kernels.dense(images)
     samples = _fake_sample(images, inverse, lowpass)
     _launch("warp_sample", images, samples, inverse, lowpass, images.shape, samples.shape)
     return samples
 
 
 def _transposed(samples: torch.Tensor, inverse: torch.Tensor, lowpass: torch.Tensor) -> torch.Tensor:
-    samples = dense(samples)
+    samples = cuda_kernels.dense(samples)
     images = _fake_transposed(samples, inverse, lowpass)
     _launch("warp_sample_transposed", samples, images, inverse, lowpass, images.shape, images.shape)
     return images
@@ -43,13 +43,17 @@ def _launch(
 ) -> None:
     """A thread for each pixel or sample that is computed, and for each group of channels."""
     n, channels, height, width = pictures
+    assert min(height, width) >= 2, pictures
+    for t, shape in ((inverse, (n, 3, 3)), (lowpass, (TAPS,))):
+        expected = shape, torch.float32, source.device
+        assert (t.shape, t.dtype, t.device) == expected, (t.shape, t.dtype, t.device, expected)
     tiles = -(-computed[2] // _TILE) * -(-computed[3] // _TILE)
     inverse, lowpass = inverse.contiguous(), lowpass.contiguous()  # kept until the launch
     pointers = [cuda_kernels.pointer(t) for t in (source, target, inverse, lowpass)]
     cuda_kernels.kernels["warp"].run(
         f"{entry}_{cuda_kernels.SUFFIXES[source.dtype]}",
         (n * tiles, -(-channels // _GROUP), 1),
-        (_THREADS, 1, 1),
+        (cuda_kernels.THREADS, 1, 1),
         _LAYOUT,
         *pointers,
         channels,
@@ -71,18 +75,8 @@ def _fake_transposed(samples: torch.Tensor, inverse: torch.Tensor, lowpass: torc
     return _empty(samples, [n, c, height // 2 - 2 * _MARGIN, width // 2 - 2 * _MARGIN])
 
 
-def _channels_last(x: torch.Tensor) -> bool:
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def dense(x: torch.Tensor) -> torch.Tensor:
-    """x itself if it is contiguous or channels_last, otherwise a contiguous copy."""
-    return x if _channels_last(x) else x.contiguous()
-
-
 def _empty(like: torch.Tensor, shape: list[int]) -> torch.Tensor:
-    layout = torch.channels_last if _channels_last(like) else torch.contiguous_format
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=cuda_kernels.layout(like))
 
 
 def _setup(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:

@@ -5,34 +5,30 @@
 //
 // Memory in order is [outer, channels, inner]. Bias and sums run along channels. With inner 1 a thread stays in its
 // columns (`rows`), otherwise a block stays in its channel (`planes`). Sums are of float32 numbers before they are
-// rounded; a block writes its part of them, and `sums` adds the parts, always in the same order.
+// rounded; a block writes its part of them, and `totals` adds the parts, always in the same order.
 
 #include "common.cuh"
 
 enum Act { LINEAR, RELU, LRELU, TANH, SIGMOID, ELU, SELU, SOFTPLUS, SWISH };
 
 struct Params {
-  const void* x;      // order 0: x. Otherwise what is kept: y up to LRELU (null where it tells nothing), else x
-  const void* b;      // [channels], added to x; or null
-  const void* t;      // what the slope multiplies: dy in order 1, ddx in order 2
-  const void* tb;     // [channels], added to t; or null
-  const void* o;      // order 2: dy
-  const void* ob;     // [channels], added to o; or null
-  void* y;            // order 0: y. Otherwise slope * t
-  void* z;            // order 2: second derivative * t * o
-  float* y_sums;      // [parts, width] of y, or null
-  float* z_sums;      // of z
+  void* y;          // order 0: the output. Otherwise slope * t
+  const void* x;    // order 0: x. Otherwise what is kept: y up to LRELU (null where it tells nothing), else x
+  const void* b;    // [channels], added to x; or null
+  const void* t;    // what the slope multiplies: dy in order 1, ddx in order 2
+  const void* tb;   // [channels], added to t; or null
+  const void* o;    // order 2: dy
+  void* z;          // order 2: second derivative * t * o
+  float* sums;      // [parts, width] of y in order 1, of z in order 2; or null
   unsigned channels;
-  unsigned width;     // rows: length of a row, a multiple of channels. planes: channels
-  unsigned length;    // number of rows; of packs in a channel
-  unsigned part;      // of these, what a block takes
-  unsigned inner;     // planes: packs in a plane
-  unsigned factor;    // planes: division by inner, see `quotient`
-  unsigned shift;
+  unsigned width;   // rows: length of a row, a multiple of channels. planes: channels
+  unsigned length;  // number of rows; of packs in a channel
+  unsigned part;    // of these, what a block takes
+  Divisor inner;    // planes: packs in a plane
   int act;
-  float above;        // gain
-  float below;        // its product with the slope below zero
-  float limit;        // NaN for none, which no number exceeds
+  float above;      // gain
+  float below;      // its product with the slope below zero
+  float limit;      // NaN for none, which no number exceeds
 };
 
 struct Curve {
@@ -76,12 +72,6 @@ __device__ inline float line(const Params& p, float u, float f) {
   return p.act == RELU && u <= 0 ? 0 : y;
 }
 
-// i / inner for i below 2**31.
-__device__ inline unsigned quotient(const Params& p, unsigned i) {
-  const unsigned high = static_cast<unsigned>(static_cast<unsigned long long>(i) * p.factor >> 32);
-  return (high + i) >> p.shift;
-}
-
 // A kernel is compiled for one of these: linear, relu and lrelu, their gradient, and whatever there is, which is slower
 // and takes long to compile.
 enum Task { LINES, SLOPES, ANY };
@@ -97,7 +87,7 @@ template <class T, int N, int CHANNELS, Task TASK>
 struct Work {
   const Params& p;
   const float limit;  // in the precision of T, so that a stored y tells whether it was clamped
-  float b[CHANNELS], tb[CHANNELS], ob[CHANNELS], y_sum[CHANNELS], z_sum[CHANNELS];
+  float b[CHANNELS], tb[CHANNELS], sum[CHANNELS];
 
   __device__ Work(const Params& p, unsigned first) : p(p), limit(to_float(from_float<T>(p.limit))) {
     unsigned channel = first % p.channels;
@@ -105,8 +95,7 @@ struct Work {
     for (int i = 0; i < CHANNELS; ++i) {
       b[i] = TASK != SLOPES && p.b ? to_float(static_cast<const T*>(p.b)[channel]) : 0;
       tb[i] = TASK != LINES && p.tb ? to_float(static_cast<const T*>(p.tb)[channel]) : 0;
-      ob[i] = TASK == ANY && p.ob ? to_float(static_cast<const T*>(p.ob)[channel]) : 0;
-      y_sum[i] = z_sum[i] = 0;
+      sum[i] = 0;
       channel = channel + 1 == p.channels ? 0 : channel + 1;
     }
   }
@@ -140,12 +129,11 @@ struct Work {
         const float height = p.above * c.value;
         const bool bites = fabsf(height) > limit;
         value = !gradient() ? clamped(height, limit) : bites ? 0 : p.above * c.slope * t;
-        second = bites ? 0 : p.above * c.bend * t * (to_float(in.o.at[j]) + ob[i]);
+        second = bites ? 0 : p.above * c.bend * t * to_float(in.o.at[j]);
       }
       y.at[j] = from_float<T>(value);
       z.at[j] = from_float<T>(second);
-      y_sum[i] += value;
-      z_sum[i] += second;
+      sum[i] += TASK == ANY && p.z ? second : value;
     }
     store<N>(static_cast<T*>(p.y) + at, y);
     if (TASK == ANY && p.z) store<N>(static_cast<T*>(p.z) + at, z);
@@ -201,17 +189,11 @@ __device__ inline void rows(const Params& p) {
   Work<T, N, N, TASK> work(p, column);
   if (inside)
     walk(work, begin + threadIdx.y, end, blockDim.y, [&](unsigned row) { return row * p.width + column; });
+  if (TASK == LINES || p.sums == nullptr) return;
+  add_columns<N>(work.sum);
+  if (threadIdx.y > 0 || !inside) return;
 #pragma unroll
-  for (int which = 0; which < (TASK == ANY ? 2 : 1); ++which) {
-    float* sums = which == 0 ? p.y_sums : p.z_sums;
-    if (TASK == LINES || sums == nullptr) continue;
-    float* sum = which == 0 ? work.y_sum : work.z_sum;
-    add_columns<N>(sum);
-    if (threadIdx.y == 0 && inside) {
-#pragma unroll
-      for (int j = 0; j < N; ++j) sums[blockIdx.y * p.width + column + j] = sum[j];
-    }
-  }
+  for (int j = 0; j < N; ++j) p.sums[blockIdx.y * p.width + column + j] = work.sum[j];
 }
 
 // Blocks: (channels, parts).
@@ -222,38 +204,11 @@ __device__ inline void planes(const Params& p) {
   const unsigned end = begin + p.part < p.length ? begin + p.part : p.length;
   Work<T, N, 1, TASK> work(p, channel);
   walk(work, begin + threadIdx.x, end, blockDim.x, [&](unsigned i) {
-    return (i + (quotient(p, i) * (p.channels - 1) + channel) * p.inner) * N;
+    return (i + (quotient(i, p.inner) * (p.channels - 1) + channel) * p.inner.divisor) * N;
   });
-#pragma unroll
-  for (int which = 0; which < (TASK == ANY ? 2 : 1); ++which) {
-    float* sums = which == 0 ? p.y_sums : p.z_sums;
-    if (TASK == LINES || sums == nullptr) continue;
-    const float sum = block_sum(which == 0 ? work.y_sum[0] : work.z_sum[0]);
-    if (threadIdx.x == 0) sums[blockIdx.y * p.channels + channel] = sum;
-  }
-}
-
-struct SumsParams {
-  const float* parts;  // [rows, columns]
-  void* sums;          // [columns]
-  unsigned rows;
-  unsigned columns;
-  int type;            // of the sums: 0 float32, 1 float16, 2 bfloat16
-};
-
-// A thread adds up every blockDim.y-th row of a column.
-__device__ inline void sums(const SumsParams& p) {
-  const unsigned column = blockIdx.x * blockDim.x + threadIdx.x;
-  float sum = 0;
-  if (column < p.columns) {
-#pragma unroll 8
-    for (unsigned row = threadIdx.y; row < p.rows; row += blockDim.y) sum += p.parts[row * p.columns + column];
-  }
-  add_columns<1>(&sum);
-  if (threadIdx.y > 0 || column >= p.columns) return;
-  if (p.type == 0) static_cast<float*>(p.sums)[column] = sum;
-  if (p.type == 1) static_cast<half_t*>(p.sums)[column] = from_float<half_t>(sum);
-  if (p.type == 2) static_cast<bfloat_t*>(p.sums)[column] = from_float<bfloat_t>(sum);
+  if (TASK == LINES || p.sums == nullptr) return;
+  const float sum = block_sum(work.sum[0]);
+  if (threadIdx.x == 0) p.sums[blockIdx.y * p.channels + channel] = sum;
 }
 
 // `bias_act_slopes_rows_4_f32`: 4 numbers at once. Where nothing else fits, `planes` of ANY do.
@@ -274,4 +229,4 @@ ANY_ENTRY(rows, bf16, bfloat_t, 2)
 ANY_ENTRY(planes, f32, float, 1)
 ANY_ENTRY(planes, f16, half_t, 1)
 ANY_ENTRY(planes, bf16, bfloat_t, 1)
-ENTRY(bias_act_sums, SumsParams, sums)
+ENTRY(bias_act_totals, Totals, totals)

@@ -50,10 +50,16 @@ __device__ inline float from_float<float>(float x) {
 }
 
 template <>
-__device__ inline bfloat_t from_float<bfloat_t>(float x) {  // to the nearest, ties to even; no instruction before sm_80
+__device__ inline bfloat_t from_float<bfloat_t>(float x) {  // to the nearest, ties to even; NaN is 0x7fff in both
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  bfloat_t y;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  return y;
+#else
   unsigned bits = __float_as_uint(x);
   if (x != x) return bfloat_t{0x7fff};
   return bfloat_t{static_cast<unsigned short>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+#endif
 }
 
 template <>
@@ -107,4 +113,67 @@ __device__ inline float block_sum(float x) {
   if (warp != 0) return 0;
   const int warps = blockDim.x / WARP;
   return warp_sum(lane < warps ? partial[lane] : 0);
+}
+
+// Divides numbers below 2^31 by multiplication: n / divisor = (high half of n * multiplier + n) >> shift.
+struct Divisor {
+  unsigned divisor, multiplier, shift;
+};
+
+__device__ inline unsigned quotient(unsigned n, const Divisor& by) {
+  const unsigned high = static_cast<unsigned>((static_cast<unsigned long long>(n) * by.multiplier) >> 32);
+  return (high + n) >> by.shift;
+}
+
+// Leaves the quotient in n and returns the remainder.
+__device__ inline unsigned divide(unsigned& n, const Divisor& by) {
+  const unsigned whole = quotient(n, by), remainder = n - whole * by.divisor;
+  n = whole;
+  return remainder;
+}
+
+// The second stage of sums: what blocks have added up, [outer, count, columns], is summed over count.
+struct Total {
+  const float* parts;
+  void* sums;  // [outer, columns]
+  unsigned outer, count, columns;
+  int type;    // of the sums: 0 float, 1 half_t, 2 bfloat_t
+};
+
+// Up to three of them at once. Blocks: (8 columns, or the only one; the outer ones of all).
+struct Totals {
+  Total of[3];
+};
+
+__device__ inline void totals(const Totals& p) {
+  __shared__ float shared[BLOCK_THREADS];
+  unsigned outer = blockIdx.y;
+  Total total = p.of[0];
+  if (outer >= total.outer) {
+    outer -= total.outer;
+    total = p.of[1];
+    if (outer >= total.outer) {
+      outer -= total.outer;
+      total = p.of[2];
+    }
+  }
+  const unsigned width = total.columns == 1 ? 1 : 8;  // 32 bytes, what memory is read in
+  const unsigned rows = BLOCK_THREADS / width, column = blockIdx.x * width + threadIdx.x % width;
+  float sum = 0;
+  if (column < total.columns) {
+    const float* parts = total.parts + outer * total.count * total.columns + column;
+#pragma unroll 8
+    for (unsigned i = threadIdx.x / width; i < total.count; i += rows) sum += parts[i * total.columns];
+  }
+  shared[threadIdx.x] = sum;
+  for (unsigned half = BLOCK_THREADS / 2; half >= width; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
+  }
+  if (threadIdx.x >= width || column >= total.columns) return;
+  const unsigned at = outer * total.columns + column;
+  sum = shared[threadIdx.x];
+  if (total.type == 0) static_cast<float*>(total.sums)[at] = sum;
+  if (total.type == 1) static_cast<half_t*>(total.sums)[at] = from_float<half_t>(sum);
+  if (total.type == 2) static_cast<bfloat_t*>(total.sums)[at] = from_float<bfloat_t>(sum);
 }

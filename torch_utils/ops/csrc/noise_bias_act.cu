@@ -19,7 +19,7 @@ struct Shape {
 };
 
 template <int V, bool ROWS>
-__device__ bool is_rows(const Shape& s) {
+__device__ inline bool is_rows(const Shape& s) {
   return V == 1 ? s.rows != 0 : ROWS;
 }
 
@@ -115,15 +115,20 @@ struct Map {
   Curve curve;
 };
 
-template <class T, int V, bool ROWS>
-__device__ void add_product(const void* x, unsigned at, const float (&factor)[V], float (&t)[V]) {
-  const Pack<T, V> values = load<V>(static_cast<const T*>(x) + at);
+// Zeros if there is nothing. All loads stand in front of what waits for them.
+template <class T, int V>
+__device__ inline Pack<T, V> load_if(const void* there, unsigned at) {
+  return there != nullptr ? load<V>(static_cast<const T*>(there) + at) : Pack<T, V>{};
+}
+
+template <class T, int V>
+__device__ inline void add_product(const Pack<T, V>& x, const float (&factor)[V], float (&t)[V]) {
 #pragma unroll
-  for (int j = 0; j < V; ++j) t[j] += to_float(values.at[j]) * factor[j];
+  for (int j = 0; j < V; ++j) t[j] += to_float(x.at[j]) * factor[j];
 }
 
 template <class T, int V, bool ROWS>
-__device__ void map(const Map& p) {
+__device__ inline void map(const Map& p) {
   const Place<V, ROWS> place(p.shape);
   const Curve curve = p.curve.stored_as<T>();
   const float strength = p.strength != nullptr ? *p.strength : 1;
@@ -131,9 +136,13 @@ __device__ void map(const Map& p) {
   place.channels_of(p.x_factor, place.sample * p.shape.channels, 1, x_factor);
   place.channels_of(p.z_factor, place.sample * p.shape.channels, 1, z_factor);
   place.channels_of(p.b, 0, 0, b);
+  // x is read a step ahead, so that two packs are under way: all that the modulation of a convolution reads.
+  Pack<T, V> coming = load_if<T, V>(place.first < place.end ? p.x : nullptr, place.at(p.shape, place.first));
 #pragma unroll 1
   for (unsigned i = place.first; i < place.end; i += place.step) {
-    const unsigned at = place.at(p.shape, i);
+    const unsigned at = place.at(p.shape, i), next = i + place.step;
+    const Pack<T, V> x = coming, z = load_if<T, V>(p.z, at), y = load_if<T, V>(p.y, at);
+    if (next < place.end) coming = load_if<T, V>(p.x, place.at(p.shape, next));
     float t[V];
 #pragma unroll
     for (int j = 0; j < V; ++j) t[j] = b[j];
@@ -143,10 +152,9 @@ __device__ void map(const Map& p) {
 #pragma unroll
       for (int j = 0; j < V; ++j) t[j] += noise[j] * strength;
     }
-    if (p.x != nullptr) add_product<T, V, ROWS>(p.x, at, x_factor, t);
-    if (p.z != nullptr) add_product<T, V, ROWS>(p.z, at, z_factor, t);
+    add_product(x, x_factor, t);
+    if (p.z != nullptr) add_product(z, z_factor, t);
     if (p.y != nullptr) {
-      const Pack<T, V> y = load<V>(static_cast<const T*>(p.y) + at);
 #pragma unroll
       for (int j = 0; j < V; ++j) t[j] *= curve.slope(to_float(y.at[j]));
     } else {
@@ -188,7 +196,7 @@ __device__ __noinline__ float sum_of_lanes(float x, unsigned lanes) {
 // Adds up what the threads of a block have for the same channel and writes it to parts `[N, chunks, C]`. Every thread
 // must call it.
 template <int V, bool ROWS>
-__device__ void store_channel_sums(float (&sums)[V], const Place<V, ROWS>& place, const Shape& s, float* parts) {
+__device__ inline void store_channel_sums(float (&sums)[V], const Place<V, ROWS>& place, const Shape& s, float* parts) {
   if (is_rows<V, ROWS>(s)) {
     __shared__ float shared[WARPS][WARP * V];
     for (unsigned distance = WARP / 2; distance >= s.lanes; distance /= 2) {
@@ -220,7 +228,7 @@ __device__ void store_channel_sums(float (&sums)[V], const Place<V, ROWS>& place
 }
 
 template <class T, int V, bool ROWS>
-__device__ void gradient(const Gradient& p) {
+__device__ inline void gradient(const Gradient& p) {
   const Place<V, ROWS> place(p.shape);
   const Curve curve = p.curve.stored_as<T>();
   float factor[V], factor_sums[V], b_sums[V], noise_sum = 0;
@@ -231,9 +239,9 @@ __device__ void gradient(const Gradient& p) {
   for (unsigned i = place.first; i < place.end; i += place.step) {
     const unsigned at = place.at(p.shape, i);
     const Pack<T, V> dy = load<V>(static_cast<const T*>(p.dy) + at);
+    const Pack<T, V> y = load_if<T, V>(p.y, at), x = load_if<T, V>(p.x, at);
     float g[V];
     if (p.y != nullptr) {
-      const Pack<T, V> y = load<V>(static_cast<const T*>(p.y) + at);
 #pragma unroll
       for (int j = 0; j < V; ++j) g[j] = to_float(dy.at[j]) * curve.slope(to_float(y.at[j]));
     } else {
@@ -242,7 +250,7 @@ __device__ void gradient(const Gradient& p) {
     }
 #pragma unroll
     for (int j = 0; j < V; ++j) b_sums[j] += g[j];
-    if (p.x != nullptr) add_product<T, V, ROWS>(p.x, at, g, factor_sums);
+    add_product(x, g, factor_sums);
     if (p.noise != nullptr) {
       float noise[V], sum = 0;
       place.noise_at(p.noise, p.shape, i, noise);
@@ -265,54 +273,15 @@ __device__ void gradient(const Gradient& p) {
   }
 }
 
-// Sums over the second dimension of parts `[outer, count, columns]`: the second stage of up to three sums at once.
-struct Sum {
-  const float* parts;
-  float* out;  // [outer, columns]
-  unsigned outer, count, columns;
-};
-
-struct Sums {
-  Sum of[3];
-};
-
-__device__ void add_parts(const Sums& p) {
-  __shared__ float shared[BLOCK_THREADS];
-  unsigned outer = blockIdx.y;
-  Sum sum = p.of[0];
-  if (outer >= sum.outer) {
-    outer -= sum.outer;
-    sum = p.of[1];
-    if (outer >= sum.outer) {
-      outer -= sum.outer;
-      sum = p.of[2];
-    }
-  }
-  const unsigned width = sum.columns == 1 ? 1 : 8;  // columns of a block: 32 bytes, what memory is read in
-  const unsigned rows = BLOCK_THREADS / width, column = blockIdx.x * width + threadIdx.x % width;
-  float total = 0;
-  if (column < sum.columns) {
-    const float* parts = sum.parts + outer * sum.count * sum.columns + column;
-#pragma unroll 8
-    for (unsigned i = threadIdx.x / width; i < sum.count; i += rows) total += parts[i * sum.columns];
-  }
-  shared[threadIdx.x] = total;
-  for (unsigned half = BLOCK_THREADS / 2; half >= width; half /= 2) {
-    __syncthreads();
-    if (threadIdx.x < half) shared[threadIdx.x] += shared[threadIdx.x + half];
-  }
-  if (threadIdx.x < width && column < sum.columns) sum.out[outer * sum.columns + column] = shared[threadIdx.x];
-}
-
-#define ENTRIES(suffix, T, PACK)                                            \
-  ENTRY(map_##suffix, Map, map<T, 1, false>)                                \
-  ENTRY(map_planes_##suffix, Map, map<T, PACK, false>)                      \
-  ENTRY(map_rows_##suffix, Map, map<T, PACK, true>)                         \
-  ENTRY(gradient_##suffix, Gradient, gradient<T, 1, false>)                 \
-  ENTRY(gradient_planes_##suffix, Gradient, gradient<T, PACK, false>)       \
-  ENTRY(gradient_rows_##suffix, Gradient, gradient<T, PACK, true>)
+#define ENTRIES(suffix, T, PACK)                                                       \
+  ENTRY(noise_bias_act_map_##suffix, Map, map<T, 1, false>)                            \
+  ENTRY(noise_bias_act_map_planes_##suffix, Map, map<T, PACK, false>)                  \
+  ENTRY(noise_bias_act_map_rows_##suffix, Map, map<T, PACK, true>)                     \
+  ENTRY(noise_bias_act_gradient_##suffix, Gradient, gradient<T, 1, false>)             \
+  ENTRY(noise_bias_act_gradient_planes_##suffix, Gradient, gradient<T, PACK, false>)   \
+  ENTRY(noise_bias_act_gradient_rows_##suffix, Gradient, gradient<T, PACK, true>)
 
 ENTRIES(f32, float, 4)
 ENTRIES(f16, half_t, 8)
 ENTRIES(bf16, bfloat_t, 8)
-ENTRY(add_parts_f32, Sums, add_parts)
+ENTRY(noise_bias_act_totals, Totals, totals)

@@ -8,11 +8,6 @@
 
 #include "common.cuh"
 
-// Divides numbers below 2^31: n / divisor = (high half of n * multiplier + n) >> shift.
-struct Divisor {
-  unsigned divisor, multiplier, shift;
-};
-
 struct Params {
   const void* x;    // [images, in_h, in_w, channels]
   const float* f;   // [taps_y, taps_x], or [taps_x] if separable
@@ -34,13 +29,6 @@ struct Params {
 struct Place {
   int image, first, last, column, channel;
 };
-
-__device__ inline unsigned divide(unsigned& n, const Divisor& by) {  // leaves the quotient in n, returns the remainder
-  const unsigned high = static_cast<unsigned>((static_cast<unsigned long long>(n) * by.multiplier) >> 32);
-  const unsigned quotient = (high + n) >> by.shift, remainder = n - quotient * by.divisor;
-  n = quotient;
-  return remainder;
-}
 
 // False: nothing is left for this thread.
 __device__ inline bool find(const Params& p, int width, Place& place) {
@@ -256,17 +244,17 @@ __device__ inline void columns(const Params& p) {
   }
 }
 
-ENTRY(any_f32, Params, any<float>)
-ENTRY(any_f16, Params, any<half_t>)
-ENTRY(any_bf16, Params, any<bfloat_t>)
-ENTRY(filter4_f32, Params, columns<float, 1, 4, 1, 1>)
-ENTRY(up4_f32, Params, columns<float, 1, 4, 2, 1>)
-ENTRY(down4_f32, Params, columns<float, 1, 4, 1, 2>)
-ENTRY(up12_f32, Params, columns<float, 1, 12, 2, 1>)
-ENTRY(down12_f32, Params, columns<float, 1, 12, 1, 2>)
-ENTRY(filter4_f16, Params, columns<half_t, 8, 4, 1, 1>)
-ENTRY(up4_f16, Params, columns<half_t, 8, 4, 2, 1>)
-ENTRY(down4_f16, Params, columns<half_t, 4, 4, 1, 2>)
-ENTRY(filter4_bf16, Params, columns<bfloat_t, 8, 4, 1, 1>)
-ENTRY(up4_bf16, Params, columns<bfloat_t, 8, 4, 2, 1>)
-ENTRY(down4_bf16, Params, columns<bfloat_t, 4, 4, 1, 2>)
+ENTRY(upfirdn2d_any_f32, Params, any<float>)
+ENTRY(upfirdn2d_any_f16, Params, any<half_t>)
+ENTRY(upfirdn2d_any_bf16, Params, any<bfloat_t>)
+ENTRY(upfirdn2d_filter4_f32, Params, columns<float, 1, 4, 1, 1>)
+ENTRY(upfirdn2d_up4_f32, Params, columns<float, 1, 4, 2, 1>)
+ENTRY(upfirdn2d_down4_f32, Params, columns<float, 1, 4, 1, 2>)
+ENTRY(upfirdn2d_up12_f32, Params, columns<float, 1, 12, 2, 1>)
+ENTRY(upfirdn2d_down12_f32, Params, columns<float, 1, 12, 1, 2>)
+ENTRY(upfirdn2d_filter4_f16, Params, columns<half_t, 8, 4, 1, 1>)
+ENTRY(upfirdn2d_up4_f16, Params, columns<half_t, 8, 4, 2, 1>)
+ENTRY(upfirdn2d_down4_f16, Params, columns<half_t, 4, 4, 1, 2>)
+ENTRY(upfirdn2d_filter4_bf16, Params, columns<bfloat_t, 8, 4, 1, 1>)
+ENTRY(upfirdn2d_up4_bf16, Params, columns<bfloat_t, 8, 4, 2, 1>)
+ENTRY(upfirdn2d_down4_bf16, Params, columns<bfloat_t, 4, 4, 1, 2>)

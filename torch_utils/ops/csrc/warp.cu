@@ -194,6 +194,7 @@ struct View {
   float reach_x, reach_y;                                // samples from those that see a pixel to their middle, at most
   int first_x, last_x, first_y, last_y;                  // cells in view
   bool everywhere;  // any sample may see any pixel: the matrix has no inverse that is of use
+  float nothing;    // 0, or NaN if the matrix is not finite: then samples see nothing, but pass on NaN
 };
 
 __device__ inline int floor_divided(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
@@ -210,6 +211,7 @@ __device__ inline View view_of(const Params& p, int image) {
   View view;
   const Affine a = affine_of(p, image);
   view.affine = a;
+  view.nothing = a.xx * 0 + a.xy * 0 + a.x0 * 0 + a.yx * 0 + a.yy * 0 + a.y0 * 0;
   const float x = MARGIN + 0.5f * p.width, y = MARGIN + 0.5f * p.height;  // no sample is farther from the centre
   const float extent_x = fabsf(a.xx) * x + fabsf(a.xy) * y, extent_y = fabsf(a.yx) * x + fabsf(a.yy) * y;
   const float farthest_x = extent_x + fabsf(a.x0), farthest_y = extent_y + fabsf(a.y0);
@@ -228,7 +230,10 @@ __device__ inline View view_of(const Params& p, int image) {
   cells_in_view(a.y0, extent_y, p.height, view.first_y, view.last_y);
   const float cells = static_cast<float>(view.last_x - view.first_x + 1) * (view.last_y - view.first_y + 1);
   view.everywhere = cells > COPIES;
-  // Half of the weight function's support, and what the roundings of positions and of this inverse may add to it.
+  // Half of the weight function's support, and what roundings may add. With e = 2^-24: a position is wrong by 3 e
+  // farthest at most, and the entries of the inverse, of a determinant that is exact to 2 e, by 3 e of themselves; what
+  // they are multiplied with, at most farthest + 8 where it matters, and the products are wrong by another 3 e. Together
+  // that is 9 e (farthest + 8); 4e-6 is 67 e. Last, a sample's index, less than 2^17, is wrong by e of itself: 0.01.
   const float reach_u = 6.5f + 4e-6f * (farthest_x + 8), reach_v = 6.5f + 4e-6f * (farthest_y + 8);
   view.reach_x = fabsf(view.inverse_xx) * reach_u + fabsf(view.inverse_xy) * reach_v + 0.01f;
   view.reach_y = fabsf(view.inverse_yx) * reach_u + fabsf(view.inverse_yy) * reach_v + 0.01f;
@@ -313,24 +318,29 @@ __device__ inline float weight_of(int pixel, const Place& at, int size, const Se
   return sum;
 }
 
-// The same as gather_copies for a channel and any matrix, slowly.
+// The same as gather_copies for any matrix, slowly.
 template <class T>
 __device__ inline void gather_everywhere(const Params& p, const T* source, T* target, const Index& at, const Affine& a,
                                          const Segment* table) {
-  float sum = 0;
+  float sum[GROUP] = {};
 #pragma unroll 1
   for (int j = 0; j < sampled(p.height); ++j) {
     const float y = offset(j, p.height);
+    const T* seen = source + j * p.from.y;
 #pragma unroll 1
-    for (int i = 0; i < sampled(p.width); ++i) {
+    for (int i = 0; i < sampled(p.width); ++i, seen += p.from.x) {
       const float x = offset(i, p.width);
       const float down = weight_of(at.y, place(position_y(a, x, y), p.height), p.height, table);
       if (down == 0) continue;
-      const float across = weight_of(at.x, place(position_x(a, x, y), p.width), p.width, table);
-      sum = fmaf(down * across, to_float(source[j * p.from.y + i * p.from.x]), sum);
+      const float both = down * weight_of(at.x, place(position_x(a, x, y), p.width), p.width, table);
+#pragma unroll
+      for (int c = 0; c < GROUP; ++c)
+        if (c < at.channels) sum[c] = fmaf(both, to_float(seen[c * p.from.channel]), sum[c]);
     }
   }
-  *target = from_float<T>(sum);
+#pragma unroll
+  for (int c = 0; c < GROUP; ++c)
+    if (c < at.channels) target[c * p.to.channel] = from_float<T>(sum[c]);
 }
 
 // samples -> pictures
@@ -345,16 +355,16 @@ __device__ inline void sample_transposed(const Params& p) {
   if (at.y >= p.height || at.x >= p.width) return;
   const T* source = static_cast<const T*>(p.source) + at.image * p.from.image + at.first * p.from.channel;
   T* target = static_cast<T*>(p.target) + offset_of(p.to, at);
-  if (!view.everywhere && at.channels == GROUP)
-    return gather_copies<T, GROUP>(p, source, target, at, view, table);
+  if (view.nothing != 0) {
 #pragma unroll 1
-  for (int c = 0; c < at.channels; ++c, source += p.from.channel, target += p.to.channel) {
-    if (view.everywhere) {
-      gather_everywhere(p, source, target, at, view.affine, table);
-    } else {
-      gather_copies<T, 1>(p, source, target, at, view, table);
-    }
+    for (int c = 0; c < at.channels; ++c) target[c * p.to.channel] = from_float<T>(view.nothing);
+    return;
   }
+  if (view.everywhere) return gather_everywhere(p, source, target, at, view.affine, table);
+  if (at.channels == GROUP) return gather_copies<T, GROUP>(p, source, target, at, view, table);
+#pragma unroll 1
+  for (int c = 0; c < at.channels; ++c, source += p.from.channel, target += p.to.channel)
+    gather_copies<T, 1>(p, source, target, at, view, table);
 }
 
 ENTRY(warp_sample_f32, Params, sample<float>)
