@@ -74,9 +74,7 @@ class TrainOptions:
     precision: str = _opt("auto", "Of the high resolutions: auto is fp16 on CUDA, bf16 on CPUs that have it, else fp32")
     tf32: bool = _opt(True, "Allow TF32 in float32 products on NVIDIA GPUs; --tf32=0 is exact and slower")
     cuda_graphs: str = _opt("auto", "Launch each phase of a step as one on NVIDIA GPUs; auto does if it can")
-    ops: str = _opt(
-        "auto", "Kernels of our own: auto uses what works, cuda insists on all for NVIDIA, ref uses none"
-    )
+    ops: str = _opt("auto", "Kernels of our own: auto uses what works, cuda insists on all for NVIDIA, ref uses none")
     allow_partial: bool = _opt(False, "With --resume FILE: start from what fits, even if that is not all of it")
     pretrained_base: str | None = _opt(None, "Folder or address of the networks that have names")
 
