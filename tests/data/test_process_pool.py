@@ -177,12 +177,20 @@ def test_a_waiting_item_of_a_dead_process_is_computed_by_another(tmp_path):
 
 
 @linux
-def test_a_process_that_dies_while_it_has_nothing_to_do_costs_nothing():
+def test_a_process_that_dies_while_it_has_nothing_to_do_costs_nothing(tmp_path):
     weights, others = [1, 1, 10, 1, 1], children()
-    results = in_processes(lambda i: (i, os.getpid()), range(5), 2, weight=weights.__getitem__, budget=2)
+
+    def function(i):
+        (tmp_path / str(i)).touch()
+        return i, os.getpid()
+
+    results = in_processes(function, range(5), 2, weight=weights.__getitem__, budget=2)
     with contextlib.closing(results):
         assert next(results)[1][0] == 0
-        time.sleep(0.1)
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "1").exists() and time.monotonic() < deadline:  # on a busy machine that takes a while
+            time.sleep(0.01)
+        time.sleep(0.2)  # until its result is on its way
         for pid in set(children()) - set(others):
             os.kill(pid, signal.SIGKILL)  # item 1 is done, and item 2 waits for it to be taken
         time.sleep(0.1)
