@@ -1,7 +1,9 @@
 """How CUDA kernels come into use, and that whatever goes wrong leaves PyTorch's operations and a reason."""
 
 import itertools
+import os
 import threading
+import time
 
 import fake_cuda
 import pytest
@@ -321,6 +323,25 @@ def test_a_check_that_does_not_end_ends_the_process(cache, kernel, monkeypatch, 
     kernel.check = check
     status = kernels.prepare("cuda")
     assert ("because its check did not end in 0.05 s (tried before)" in status) == cache
+    if cache:  # it may have been stopped by somebody: not a judgement for ever
+        (note,) = cubins.folder().glob("*.slow")
+        assert f"delete {note}" in next(state.remedy for state in cuda_kernels.states() if state.remedy)
+        yesterday = time.time() - 1.01 * cuda_trial._RETRY_SECONDS
+        os.utime(note, (yesterday, yesterday))
+        next_process()
+        assert kernels.prepare("cuda").startswith("CUDA kernels: scale ")
+
+
+@pytest.mark.parametrize("words", ["uncorrectable ECC error encountered", "uncorrectable NVLINK error", "device lost"])
+def test_a_card_that_fails_is_no_fault_of_a_kernel(words, kernel, monkeypatch):
+    error = RuntimeError(f"CUDA error: {words}\nCUDA kernel errors might be asynchronously reported")
+    kernel.check = raising(error)
+    calls = itertools.count()
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda place: next(calls) and raising(error)())
+    with pytest.raises(DeviceLost, match="type the same command again") as raised:
+        kernels.prepare("cuda")
+    assert bool(list(cubins.folder().glob("*.failed"))) == (words == "device lost")
+    assert ("without scale" in str(raised.value)) == (words == "device lost")
 
 
 def test_a_check_that_is_interrupted_is_made_by_the_next_call(kernel):

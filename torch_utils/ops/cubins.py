@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -116,10 +117,11 @@ def note(name: str, text: str) -> Path | None:
         return None
 
 
-def noted(name: str) -> str | None:
-    """The line that is kept under a name."""
+def noted(name: str, within: float = math.inf) -> str | None:
+    """The line that is kept under a name, if it was written within so many seconds."""
     try:
-        return (folder() / name).read_text(encoding="utf-8")
+        path = folder() / name
+        return path.read_text(encoding="utf-8") if time.time() - path.stat().st_mtime < within else None
     except (OSError, RuntimeError, ValueError):
         return None
 

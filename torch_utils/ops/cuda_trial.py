@@ -11,7 +11,7 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,10 @@ Check = Callable[[torch.device], "str | None"]
 _SECONDS = 60.0  # a check takes milliseconds, and a while where PyTorch loads its own kernels for the first time
 # What another program does to a device, or too little memory: no fault of a kernel.
 _NO_FAULT = ("out of memory", "busy or unavailable", "not initialized", "initialization error")
+# What a card does by itself: the process is lost, but the next one may use the kernel.
+_OF_THE_CARD = ("ecc error", "nvlink error", "no longer available")
+# A process that somebody stopped for a while looks like one whose check does not end.
+_RETRY_SECONDS = 24 * 3600
 _REPORT = "update the NVIDIA driver, and report this with all lines of the doctor; training does without it"
 
 
@@ -39,15 +43,21 @@ def try_out(device: Device) -> None:
         _compute(place)
         torch.cuda.synchronize(place)
     except Exception as error:
-        remedy = "end what else uses the GPU; nvidia-smi names it" if _no_fault(error) else None
+        remedy = "end what else uses the GPU; nvidia-smi names it" if _says(error, _NO_FAULT) else None
         raise KernelError(f"the device cannot be used ({said(error, 100)})", remedy) from error
 
 
 def refuse_what_failed(name: str, built: Built, device: Device) -> None:
-    """Raises KernelError if this code broke this device before, or did not end."""
+    """Raises KernelError if this code broke this device before, or lately did not end."""
     reason = cubins.noted(_failed(name, built, device))
     if reason is not None:
         raise KernelError(f"{reason} (tried before)", _REPORT)
+    slow = _slow(name, built, device)
+    reason = cubins.noted(slow, within=_RETRY_SECONDS)
+    if reason is not None:
+        raise KernelError(
+            f"{reason} (tried before)", f"it is tried again after a day, or: delete {cubins.folder() / slow}"
+        )
 
 
 def verify(name: str, check: Check, built: Built, device: Device, arch: str) -> str:
@@ -59,7 +69,8 @@ def verify(name: str, check: Check, built: Built, device: Device, arch: str) -> 
     passed = None if arch.startswith("compute_") else f"{name}-{_key(built, device)}.verified"
     if passed is not None and cubins.noted(passed) is not None:
         return "before"
-    wrong = _compare(name, check, device, _failed(name, built, device), _SECONDS if passed else 5 * _SECONDS)
+    with _ended(name, _slow(name, built, device), _SECONDS if passed else 5 * _SECONDS):
+        wrong = _compare(name, check, device, _failed(name, built, device))
     if wrong:
         raise KernelError(f"results are wrong here ({wrong})")
     if passed is not None:
@@ -67,16 +78,11 @@ def verify(name: str, check: Check, built: Built, device: Device, arch: str) -> 
     return "now"
 
 
-def _compare(name: str, check: Check, device: Device, failed: str, seconds: float) -> str | None:
-    """What the check says, whatever the caller's modes; random numbers are as they were.
-
-    Args:
-        failed: the name of the note for the next process.
-        seconds: it may take.
-    """
+def _compare(name: str, check: Check, device: Device, failed: str) -> str | None:
+    """What the check says, whatever the caller's modes; random numbers are as they were. `failed` names the note."""
     place = torch.device("cuda", device.index)
     try:
-        with _ended(name, failed, seconds), torch.random.fork_rng(devices=[device.index]), _plain_modes():
+        with torch.random.fork_rng(devices=[device.index]), _plain_modes():
             wrong = check(place)
             torch.cuda.synchronize(place)
         return wrong
@@ -84,6 +90,8 @@ def _compare(name: str, check: Check, device: Device, failed: str, seconds: floa
         if not _broken(place):
             raise KernelError(f"the check does not run ({said(error)})") from error
         reason = f"the device fails in its check ({said(error, 100)})"
+        if _says(error, _OF_THE_CARD):
+            raise DeviceLost(f"{name}: {reason}; type the same command again") from error
         raise DeviceLost(f"{name}: {reason}; {_next(name, cubins.note(failed, reason))}") from error
 
 
@@ -95,12 +103,13 @@ def _plain_modes() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ended(name: str, failed: str, seconds: float) -> Iterator[None]:
-    """Ends the process if the body does not end: a kernel that hangs can be stopped in no other way."""
+def _ended(name: str, slow: str, seconds: float) -> Iterator[None]:
+    """Ends the process if the body does not end: a kernel that hangs can be stopped in no other way. `slow` names the
+    note."""
 
     def give_up() -> None:
         reason = f"its check did not end in {seconds:g} s"
-        text = f"error: {name}: {reason}; {_next(name, cubins.note(failed, reason))}"
+        text = f"error: {name}: {reason}; {_next(name, cubins.note(slow, reason))}"
         print(text, file=sys.stderr, flush=True)
         os._exit(1)
 
@@ -125,12 +134,12 @@ def _broken(place: torch.device) -> bool:
     try:
         torch.cuda.synchronize(place)
     except Exception as error:
-        return not _no_fault(error)
+        return not _says(error, _NO_FAULT)
     return False
 
 
-def _no_fault(error: Exception) -> bool:
-    return any(words in str(error).lower() for words in _NO_FAULT)
+def _says(error: Exception, texts: Sequence[str]) -> bool:
+    return any(text in str(error).lower() for text in texts)
 
 
 def _compute(place: torch.device) -> None:
@@ -140,6 +149,11 @@ def _compute(place: torch.device) -> None:
 def _failed(name: str, built: Built, device: Device) -> str:
     """The name of the note that a kernel failed on this very device; a home may be shared by many machines."""
     return f"{name}-{_key(built, device, device.identity)}.failed"
+
+
+def _slow(name: str, built: Built, device: Device) -> str:
+    """The same of a check that did not end."""
+    return f"{name}-{_key(built, device, device.identity)}.slow"
 
 
 def _key(built: Built, device: Device, *more: str) -> str:
