@@ -205,8 +205,7 @@ def _render(G: Generator, label: list[float], request: Request) -> None:
         keep_freed_memory()
         settle_mkl_functions()
     prepare_kernels(request.ops, device)
-    missing = any(state.kind == "cuda" and not state.in_use for state in kernels.states())
-    if device.type == "cuda" and request.ops == "auto" and missing:
+    if device.type == "cuda" and kernels.missing():
         click.echo(kernels_in_use(), err=True)
     G = G.to(device)
     prepare_weights(G)

@@ -62,9 +62,7 @@ def computing(device: torch.device, G: Generator, half_dtype: torch.dtype) -> st
 def kernels_in_use() -> str:
     """Which of our kernels are in use, and why not the others, in one line."""
     status = kernels.status()
-    kind = status.partition(" ")[0].lower()
-    missing = [state for state in kernels.states() if state.kind == kind and not state.in_use]
-    known = any(kind == "cuda" or state.remedy for state in missing)  # to the doctor
+    known = any(state.kind == "cuda" or state.remedy for state in kernels.missing())  # to the doctor
     return f"{status}; see python -m gan doctor" if known else status
 
 

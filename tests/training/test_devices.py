@@ -82,23 +82,25 @@ class TestOps:
 
 class TestKernelsInUse:
     @pytest.mark.parametrize(
-        ("status", "remedy", "hint"),
+        ("asked", "status", "remedy", "hint"),
         [
-            ("CUDA kernels: none, because x", None, True),
-            ("CPU kernels: none, because x", None, False),
-            ("CPU kernels: none, because x", "install it", True),
-            ("no kernels, PyTorch's operations as asked for", None, False),
+            (("cuda", "auto"), "CUDA kernels: none, because x", None, True),
+            (("cpu", "auto"), "CPU kernels: none, because x", None, False),
+            (("cpu", "auto"), "CPU kernels: none, because x", "install it", True),
+            (("cuda", "ref"), "no kernels, PyTorch's operations as asked for", None, False),
         ],
     )
     def test_the_doctor_is_named_where_it_knows_more(
-        self, status: str, remedy: str | None, hint: bool, monkeypatch: pytest.MonkeyPatch
+        self, asked: tuple[str, str], status: str, remedy: str | None, hint: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(kernels, "_asked", asked)
         missing = [KernelState("warp", kind, False, "x", 0.0, False, "", remedy) for kind in ("cpu", "cuda")]
         monkeypatch.setattr(kernels, "status", lambda: status)
         monkeypatch.setattr(kernels, "states", lambda: missing)
         assert resources.kernels_in_use() == (f"{status}; see python -m gan doctor" if hint else status)
 
     def test_nothing_is_added_where_all_are_in_use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(kernels, "_asked", ("cuda", "auto"))
         monkeypatch.setattr(kernels, "status", lambda: "CUDA kernels: warp (built in 1.9 s)")
         monkeypatch.setattr(kernels, "states", lambda: [KernelState("warp", "cuda", True, "", 1.9, False, "now")])
         assert resources.kernels_in_use() == "CUDA kernels: warp (built in 1.9 s)"

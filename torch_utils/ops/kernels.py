@@ -20,7 +20,7 @@ import torch_utils.ops.warp  # noqa: F401  these four announce their kernels
 from torch_utils.ops import cpu_kernels, cuda_kernels
 from torch_utils.ops.kernel_state import KernelError, KernelState, by_reason
 
-__all__ = ["MODES", "KernelError", "KernelState", "disabled", "prepare", "states", "status"]
+__all__ = ["MODES", "KernelError", "KernelState", "disabled", "missing", "prepare", "states", "status"]
 
 MODES = ("auto", "cuda", "ref")
 _lock = threading.Lock()
@@ -74,6 +74,12 @@ def states() -> list[KernelState]:
     return [*cpu_kernels.states(), *cuda_kernels.states()]
 
 
+def missing() -> list[KernelState]:
+    """The kernels that the last call of `prepare` was to make ready, and could not."""
+    kind, mode = _asked
+    return [state for state in states() if state.kind == kind and not state.in_use and mode != "ref"]
+
+
 @contextlib.contextmanager
 def disabled() -> Iterator[None]:
     """PyTorch's operations within, for comparisons."""
@@ -94,12 +100,12 @@ def disabled() -> Iterator[None]:
 
 def _insist() -> None:
     """Raises KernelError unless all CUDA kernels are in use."""
-    missing = [state for state in cuda_kernels.states() if not state.in_use]
-    reasons = by_reason(missing)
+    absent = missing()
+    reasons = by_reason(absent)
     if reasons:
-        all_alike = len(reasons) == 1 and len(missing) == len(cuda_kernels.kernels)
+        all_alike = len(reasons) == 1 and len(absent) == len(cuda_kernels.kernels)
         texts = [reason if all_alike else f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
-        remedies = dict.fromkeys(state.remedy for state in missing if state.remedy)
+        remedies = dict.fromkeys(state.remedy for state in absent if state.remedy)
         raise KernelError("; ".join(texts), "; ".join(remedies) or None)
 
 
