@@ -134,8 +134,34 @@ def faults() -> None:
         row(name, fault["injected"], fault["runs"], len(fault["problems"]), besides)
 
 
+def processes() -> None:
+    found = results("processes")
+    collectives = {name: of for name, of in found["collectives"].items() if isinstance(of, dict)}
+    header("averaging, by gloo on the loopback", *(f"{name}, ms" for name in collectives))
+    for size in next(iter(collectives.values()))["average_us"]:
+        row(f"{int(size):,} bytes", *(f"{of['average_us'][size] / 1000:.2f}" for of in collectives.values()))
+    row("agreeing on a step", *(f"{of['agree_us'] / 1000:.2f}" for of in collectives.values()))
+    if "steps" in found:
+        print()
+        header("ms a step", "one", "one beside another", "two processes", "reductions", "efficiency", "beside another")
+        for name, case in found["steps"].items():
+            if isinstance(case, dict):
+                runs = (spread(case[way]["step_ms"]) for way in ("alone", "stranger", "pair"))
+                shares = (case[f"{what}"] for what in ("efficiency", "efficiency_against_strangers"))
+                reductions = f"{case['pair']['reduce_ms']:.0f} ({case['share_of_reductions']:.0%})"
+                row(name, *runs, reductions, *(f"{share:.0%}" for share in shares))
+    print()
+    header("model", "images a GPU", "computing, ms", "reductions, ms", "efficiency", "if hidden", "sec/kimg")
+    for preset, fabrics in found["model"]["cases"].items():
+        for fabric, of in fabrics.items():
+            efficiency = (f"{of[name]:.0%}" for name in ("efficiency", "efficiency_if_hidden"))
+            times = (f"{of[name]:.1f}" for name in ("alone_ms", "reductions_ms"))
+            row(f"{preset}, {fabric}", of["images_per_gpu"], *times, *efficiency, f"{of['sec_per_kimg']:.2f}")
+
+
 def main() -> None:
-    for table in (train_step, train_step_cuda, ops_cuda, scaling, profile, quality, pack, model_files, faults):
+    tables = (train_step, train_step_cuda, ops_cuda, scaling, profile, quality, pack, model_files, faults, processes)
+    for table in tables:
         if (harness.RESULTS / f"{table.__name__}.json").exists():
             print(f"\n## {table.__name__}\n")
             table()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from torch_utils import draws
 from torch_utils.ops import upfirdn2d
 from torch_utils.ops.warp import warp
 
@@ -111,7 +112,7 @@ class AugmentPipe(torch.nn.Module):
             )
         if self.noise:
             sigma = draw.gated(self.noise, draw.abs_normal() * self.noise_std, 0)
-            images = images + torch.randn_like(images) * sigma[:, None, None, None]
+            images = images + draws.randn(images.shape, images.device, images.dtype) * sigma[:, None, None, None]
         if self.cutout:
             size = draw.gated(self.cutout, draw.uniform() * 0 + self.cutout_size, 0)
             images = images * cutout_mask(draw.uniform(), draw.uniform(), size, width, height)
@@ -203,8 +204,8 @@ class Draws:
         self.n, self.p, self.device, self.percentile = n, p, device, percentile
         self.deterministic = percentile is not None
         if percentile is None:
-            self._uniform = iter(torch.rand([self._BATCH, n], device=device).unbind())
-            self._normal = iter(torch.randn([self._BATCH, n], device=device).unbind())
+            self._uniform = iter(draws.rand([self._BATCH, n], device, dim=1).unbind())
+            self._normal = iter(draws.randn([self._BATCH, n], device, dim=1).unbind())
 
     def uniform(self) -> torch.Tensor:
         """Uniform in [0, 1)."""

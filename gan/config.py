@@ -227,6 +227,10 @@ class TrainConfig:
     """`init_from` need not fit as a whole"""
     pretrained_base: str | None = None
     """where `init_from` is if it is a name; None: where all of them are"""
+    max_restarts: int = 3
+    """how often processes that died are started again"""
+    dist_timeout: float = 600.0
+    """seconds that processes wait for one another"""
 
     def phase_intervals(self) -> dict[str, int]:
         """{phase: every how many steps}, in their order within a step; a phase without weight is left out."""

@@ -25,6 +25,12 @@ class FailedRunError(GanError):
     exit_code = 3
 
 
+class LostProcessError(GanError):
+    """The processes that train together have lost each other: worth starting again."""
+
+    exit_code = 75
+
+
 class UsageError(GanError):
     """One or more bad settings, all of them at once: each problem names its flag, its value and the remedy."""
 

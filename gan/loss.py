@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from gan.networks import Discriminator, Generator
+from torch_utils import draws
 
 Augment = Callable[[torch.Tensor], torch.Tensor]
 Statistics = dict[str, torch.Tensor]
@@ -103,7 +104,7 @@ def path_length(
     ws, w_mean = mapped(G, latents)
     img = G.synthesis(ws)
     # Not randn_like: it fills memory in the order of the layout, and layouts differ between devices.
-    y = torch.randn(img.shape, dtype=img.dtype, device=img.device) if noise is None else noise
+    y = draws.randn(img.shape, img.device, img.dtype) if noise is None else noise
     y = y / math.sqrt(img.shape[2] * img.shape[3])
     (gradient,) = torch.autograd.grad((img * y).sum(), ws, create_graph=True)  # [N, L, D]
     lengths = gradient.square().sum(dim=2).mean(dim=1).sqrt()  # [N]

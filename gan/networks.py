@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from gan.image_size import MAX_BASE_AREA, MIN_BASE, base_size, is_trainable, nominal_resolution
+from torch_utils import draws
 from torch_utils.ops import bias_act, conv2d_resample, noise_bias_act, upfirdn2d
 
 # What "half precision" means where nobody said: a network out of a file draws the same picture on every CPU.
@@ -454,7 +455,7 @@ class SynthesisLayer(_Convolution):
     def forward(self, x: torch.Tensor, w: torch.Tensor, noise_mode: str = "random", gain: float = 1) -> torch.Tensor:
         noise = None
         if self.use_noise and noise_mode == "random":
-            noise = torch.randn([x.shape[0], 1, *height_width(self.resolution)], device=x.device)
+            noise = draws.randn([x.shape[0], 1, *height_width(self.resolution)], x.device)
         elif self.use_noise and noise_mode == "const":
             noise = self.noise_const
         weight, energy = self.convolution_weight(x)

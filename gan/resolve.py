@@ -98,6 +98,8 @@ def resolve(options: TrainOptions, data: DataInfo, source: SourceInfo | None = N
         preset="demo" if o.demo else o.cfg,
         allow_partial=o.allow_partial,
         pretrained_base=absolute(o.pretrained_base),
+        max_restarts=o.max_restarts,
+        dist_timeout=o.dist_timeout,
     )
     if o.batch_gpu is not None:
         config = with_batch_gpu(config, o.batch_gpu)

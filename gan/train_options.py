@@ -29,7 +29,7 @@ class TrainOptions:
 
     data: str | None = _opt(None, "Dataset: a zip or folder made by dataset_tool.py  [required for a new run]")
     outdir: str = _opt("training-runs", "Folder that holds the runs")
-    gpus: int = _opt(1, "Number of processes, one per GPU")
+    gpus: int = _opt(1, "Number of processes, one per GPU; under torchrun or Slurm as many as were started")
     cfg: str = _opt("auto", "Preset of hyperparameters")
     demo: bool = _opt(False, "Preset for trying the program: a tiny network, minutes on a CPU")
     cond: bool = _opt(False, "Train a class-conditional model on the labels of the dataset")
@@ -76,6 +76,8 @@ class TrainOptions:
     cuda_graphs: str = _opt("auto", "Launch each phase of a step as one on NVIDIA GPUs; auto does if it can")
     ops: str = _opt("auto", "Kernels of our own: auto uses what works, cuda insists on all for NVIDIA, ref uses none")
     allow_partial: bool = _opt(False, "With --resume FILE: start from what fits, even if that is not all of it")
+    max_restarts: int = _opt(3, "With --gpus: how often processes that died are started again from the last state")
+    dist_timeout: float = _opt(600.0, "Seconds after which a process that the others wait for in vain is an error")
     pretrained_base: str | None = _opt(None, "Folder or address of the networks that have names")
 
 
@@ -114,9 +116,20 @@ def check_values(options: TrainOptions) -> list[str]:
         ("--mbstd-group", o.mbstd_group),
     ):
         require(name, value, value is None or value >= 1, "must be a whole number from 1 on")
-    for name, value in (("--freezed", o.freezed), ("--seed", o.seed), ("--workers", o.workers)):
+    for name, value in (
+        ("--freezed", o.freezed),
+        ("--seed", o.seed),
+        ("--workers", o.workers),
+        ("--max-restarts", o.max_restarts),
+    ):
         require(name, value, value is None or value >= 0, "must be a whole number from 0 on")
-    for name, rate in (("--glr", o.glr), ("--dlr", o.dlr), ("--tick", o.tick), ("--save-every", o.save_every)):
+    for name, rate in (
+        ("--glr", o.glr),
+        ("--dlr", o.dlr),
+        ("--tick", o.tick),
+        ("--save-every", o.save_every),
+        ("--dist-timeout", o.dist_timeout),
+    ):
         require(name, rate, rate is None or rate > 0, "must be greater than 0")
     require("--gamma", o.gamma, o.gamma is None or o.gamma >= 0, "must be at least 0")
     for name, share in (("--p", o.p), ("--p-max", o.p_max)):

@@ -353,7 +353,7 @@ class TestComputing:
     def test_a_card_that_works(self, monkeypatch: pytest.MonkeyPatch) -> None:
         facts, found = facts_of_a_card(monkeypatch, free=120)
         assert [fact.text for fact in facts] == [
-            "NVIDIA H200, compute capability 9.0, driver 580.65.06; 7 more, of which training uses none",
+            "NVIDIA H200, compute capability 9.0, driver 580.65.06; 7 more, which training uses with --gpus 8",
             "120.0 GB free of 139.8",
             "cuda (--device auto): NVIDIA H200, float16 in the high resolutions",
         ]
@@ -392,6 +392,7 @@ def facts_of_a_card(monkeypatch: pytest.MonkeyPatch, free: int) -> tuple[list[Fa
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * 2**30, int(139.8 * 2**30)))
     monkeypatch.setattr(nvidia, "find", lambda: Nvidia(("NVIDIA H200",), "580.65.06", (9, 0)))
     monkeypatch.setattr(computing, "_cannot_compute", lambda device: None)

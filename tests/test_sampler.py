@@ -28,6 +28,17 @@ def test_starting_later_equals_dropping_the_images_before(start, batch):
     assert np.array_equal(stream(17, batch, 3, start, 200), whole[start:])
 
 
+@pytest.mark.parametrize("start", [0, 17, 120])
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 12])
+def test_the_shares_of_all_processes_are_the_batch_of_one(processes, start):
+    """So any number of them sees each image as often, and may be followed by any other number."""
+    shares = [batches(17, 12, 3, start, rank, processes) for rank in range(processes)]
+    for whole in itertools.islice(batches(17, 12, 3, start), 10):
+        parts = [next(share) for share in shares]
+        assert {len(part) for part in parts} == {12 // processes}
+        assert np.array_equal(np.stack(parts, axis=1).reshape(-1), whole)
+
+
 def test_epochs_and_seeds_have_orders_of_their_own():
     orders = {tuple(epoch_order(50, seed, epoch)) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25

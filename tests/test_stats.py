@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from torch_utils.distributed import Place
 from torch_utils.stats import Stats, summary
+from torch_utils.world import ALONE, World
 
 CPU = torch.device("cpu")
 
@@ -135,3 +137,45 @@ def test_a_saved_state_does_not_change_with_later_reports():
 def test_rounding_never_makes_a_deviation_of_a_negative_variance():
     assert summary(3, 0.3, 0.03 - 1e-18) == {"num": 3, "mean": pytest.approx(0.1), "std": pytest.approx(0, abs=1e-7)}
     assert summary(1, 0.1, 0.1**2 * (1 - 1e-15))["std"] == 0
+
+
+class Three(World):
+    """Stands in for three processes, of which this one is rank 1."""
+
+    def __init__(self, others):
+        super().__init__(Place(rank=1, size=3))
+        self.others = others
+
+    def gather(self, value, what):
+        first, last = ({name: rows.tolist() for name, rows in other.state_dict().items()} for other in self.others)
+        return [first, value, last]
+
+
+def test_sums_of_all_ranks_are_those_of_one_that_saw_everything():
+    everything, ranks = Stats(CPU), [Stats(CPU) for _ in range(3)]
+    for rank, names in enumerate(["a", "bac", ""]):  # the last one has seen nothing yet
+        for name in names:
+            values = torch.from_numpy(observations(5 + rank, seed=rank))
+            ranks[rank].report(name, values)
+            everything.report(name, values)
+    world = Three([ranks[0], ranks[2]])
+    expected = everything.total(ALONE)
+    assert list(expected) == list(everything.state_dict())
+    total = ranks[1].total(world)
+    assert list(total) == ["a", "b", "c"]  # in the order of the ranks
+    for name, sums in total.items():
+        torch.testing.assert_close(sums, expected[name], rtol=1e-14, atol=0)
+    flushed = ranks[1].flush(world)
+    assert flushed == {name: pytest.approx(row, rel=1e-12) for name, row in everything.flush().items()}
+    assert list(flushed) == list(total)
+    assert ranks[1].flush() == {}
+    assert ranks[0].flush()["a"]["num"] == 5  # each empties its own
+
+
+def test_a_total_is_saved_as_a_state_is():
+    stats, other = Stats(CPU), Stats(CPU)
+    stats.report("a", torch.ones(2))
+    other.load_state_dict(stats.total(ALONE))
+    other.report("a", torch.zeros(2))
+    assert other.flush() == {"a": {"num": 4, "mean": 0.5, "std": 0.5}}
+    assert stats.flush() == {"a": {"num": 2, "mean": 1, "std": 0}}

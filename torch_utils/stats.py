@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
+from torch_utils.world import ALONE, World
+
 
 class Stats:
     """Moments (number, sum, sum of squares) of named observations, kept on the device.
@@ -40,14 +42,30 @@ class Stats:
             elif name in moments:
                 self._moments[name] = moments[name]
 
-    def flush(self) -> dict[str, dict[str, float]]:
-        """{name: {num, mean, std}} of everything reported since the last flush, in the order of first report."""
-        if not self._moments:
-            return {}
-        names, moments = list(self._moments), torch.stack(list(self._moments.values())).tolist()
+    def flush(self, world: World = ALONE) -> dict[str, dict[str, float]]:
+        """{name: {num, mean, std}} of everything reported since the last flush, in the order of first report.
+
+        Of all ranks together, and the same on each.
+        """
+        moments = self.total(world)
         for sums in self._moments.values():
             sums.zero_()  # not cleared: recorded steps (CUDA graphs) go on adding to this memory
-        return {name: summary(*row) for name, row in zip(names, moments, strict=True) if row[0] > 0}
+        rows = {name: sums.tolist() for name, sums in moments.items()}
+        return {name: summary(*row) for name, row in rows.items() if row[0] > 0}
+
+    def total(self, world: World) -> dict[str, torch.Tensor]:
+        """The `state_dict` that one process in place of all ranks would give; they may have reported different names.
+
+        All ranks call it. Sums are taken in the order of the ranks.
+        """
+        names, own = list(self._moments), list(self._moments.values())
+        rows = torch.stack(own).tolist() if own else []  # one read
+        totals: dict[str, torch.Tensor] = {}
+        for moments in world.gather(dict(zip(names, rows, strict=True)), "the statistics"):
+            for name, row in moments.items():
+                sums = torch.tensor(row, dtype=self._dtype)
+                totals[name] = totals[name] + sums if name in totals else sums
+        return totals
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What has been reported since the last flush; continuing with it loses nothing."""

@@ -351,8 +351,7 @@ def _named(intervals: dict[str, int], kind: Kind) -> str:
 
 def _pl_batch(config: TrainConfig) -> int:
     """Images of a path-length phase, as TrainStep takes them."""
-    batch, rounds, shrink = config.batch_size, config.batch_size // config.batch_gpu, config.loss.pl_batch_shrink
-    return batch // shrink if shrink <= config.batch_gpu else rounds
+    return config.batch_size // config.batch_gpu * max(config.batch_gpu // config.loss.pl_batch_shrink, 1)
 
 
 def _share(config: TrainConfig, device: torch.device, timing: Timing, flops: dict[str, Flops], rates: Ceiling) -> Share:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from gan.cli import ranks
 from gan.cli.command import Command, Option, given, problems_of
-from gan.cli.download_bar import opened
-from gan.cli.options import LATEST, limit_spinning, parsed, train_options
-from gan.config import DataInfo, SourceInfo, TrainConfig
-from gan.continuation import Continuation, continued
-from gan.errors import GanError, UsageError, printable
-from gan.image_size import describe_image
-from gan.resolve import resolve
-from gan.train_options import TrainOptions, check_options, check_resume_name, check_values
-
-if TYPE_CHECKING:
-    from gan.data.dataset import ImageDataset
-    from gan.models import Snapshot, TransferReport
+from gan.cli.options import limit_spinning, parsed, train_options
+from gan.cli.order import Order, chosen, names_run, open_dataset, order_of, problems_here, run_to_continue
+from gan.config import TrainConfig
+from gan.errors import GanError, LostProcessError, UsageError
+from gan.train_options import TrainOptions
+from torch_utils import distributed
+from torch_utils.distributed import DistributedError, Place
 
 
 def _options() -> list[click.Parameter]:
@@ -48,202 +45,34 @@ def _train(
     limit_spinning()
     problems = problems_of(ctx)
     options = parsed(values, problems)
-    run_dir = _run_to_continue(options, problems)
-    if list_tensors and (options.resume is None or run_dir is not None):
-        problems.append("--list-tensors goes with --resume FILE; add it, or leave --list-tensors out")
-    notes: list[str] = []
-    of_source: list[str] = []
-    source: Snapshot | None = None
-    report: TransferReport | None = None
-    if run_dir is not None:
-        going_on = _continued(ctx, options, run_dir, problems)
-        config, notes = going_on.config, [f"Changed:   {line}" for line in going_on.changed]
-        of_source = _to_begin_with(run_dir, config)
-        dataset = _open(config.data.path, config.data.cond, config.cache, config.cache_dir)
-    else:
-        source = _source(options, problems)
-        config, dataset = _resolved(options, source, problems)
+    typed = {field.name for field in dataclasses.fields(TrainOptions) if given(ctx, field.name)}
+    place = ranks.here()
+    if place is not None:  # somebody has started as many processes as there are to be
+        gpus, problem = ranks.counted(options.gpus if "gpus" in typed else None, place)
+        options, typed = dataclasses.replace(options, gpus=gpus), typed | {"gpus"}
+        problems += problem
+        if not dry_run:
+            _train_together(place, options, typed, problems, bool(list_tensors))
+            return
+        if not place.is_first:
+            return
     if as_json and not dry_run:
-        raise UsageError(["--json goes with --dry-run only; add it, or leave --json out"])
-    dataset = _chosen(dataset, config)
-    refused, here = _problems_of_at(options), _problems_here(config)
-    if source is not None:
-        report, problem = _transfer(source, config)
-        refused += problem
-        notes = report.listing() if list_tensors else []
-        of_source = [*report.lines(), *map(printable, source.notes), *notes]
+        problems.append("--json goes with --dry-run only; add it, or leave --json out")
+    order = order_of(options, typed, problems, bool(list_tensors))
+    here = problems_here(order.config, place)
     if dry_run:
-        _print_plan(config, run_dir or Path(options.outdir), bool(as_json), of_source, here)
-    else:
-        refused = here + refused
+        folder = order.run_dir or Path(options.outdir)
+        _print_plan(order.config, folder, bool(as_json), order.of_source, here)
+    refused = order.refused if dry_run else here + order.refused
     if refused:
-        for line in of_source if (as_json or not dry_run) and report is not None and not report.whole else ():
+        for line in order.misfits if as_json or not dry_run else ():
             click.echo(line, err=True)
         raise UsageError(refused)
-    if not dry_run:
-        _start(config, options, run_dir, dataset, source, notes)
-
-
-def _run_to_continue(options: TrainOptions, problems: list[str]) -> Path | None:
-    """The run folder that --resume means; None for a new run."""
-    from gan.training import run_folder
-
-    resume = options.resume
-    try:
-        if resume == LATEST:
-            return run_folder.newest(options.outdir)
-        if resume is not None and os.path.isdir(resume):
-            run_folder.read_options(Path(resume))
-            return Path(resume)
-    except GanError as error:
-        raise UsageError([*problems, *check_options(options), str(error)]) from error
-    return None
-
-
-def _continued(ctx: click.Context, options: TrainOptions, run_dir: Path, problems: list[str]) -> Continuation:
-    """How the run in `run_dir` goes on, with what the command line may change."""
-    from gan.training import run_folder
-
-    names = [field.name for field in dataclasses.fields(TrainOptions) if given(ctx, field.name)]
-    going_on = continued(run_folder.read_options(run_dir), options, names)
-    problems = [*problems, *check_values(options), *going_on.problems]
-    if problems:
-        raise UsageError(problems)
-    return going_on
-
-
-def _to_begin_with(run_dir: Path, config: TrainConfig) -> list[str]:
-    """What is said of the file that a run begins anew from, if it does."""
-    from gan.training.run import begins_anew_from
-
-    file = begins_anew_from(run_dir, config)
-    return [] if file is None else [f"the run has no training state yet: it begins anew from {file}"]
-
-
-def _source(options: TrainOptions, problems: list[str]) -> Snapshot | None:
-    """The networks that a new run starts from; None if it starts from nothing, or there is a problem with them."""
-    if options.resume is None:
-        return None
-    misnamed = check_resume_name(options.resume)
-    if misnamed is not None:
-        problems.append(misnamed)
-        return None
-    refused = problems or options.data is None or not os.path.exists(options.data) or check_options(options)
-    if refused and not os.path.exists(options.resume):
-        return None  # nothing is fetched for a command line that will not do
-    try:
-        source = opened(options.resume, options.pretrained_base)
-        source.require_generator()
-    except GanError as error:
-        problems.append(f"--resume {error}")
-        return None
-    return source
-
-
-def _transfer(source: Snapshot, config: TrainConfig) -> tuple[TransferReport, list[str]]:
-    """What the networks of the run take from those of the file, and the problem with that."""
-    from gan.models.transfer import frozen_but_new, plan_transfer
-    from gan.training.disk import network_shapes
-
-    G, D = network_shapes(config)
-    report = plan_transfer(source, G, D, G, config.data.class_names)
-    if not report.whole and not config.allow_partial:
-        return report, [f"--resume {report.refusal}"]
-    frozen = frozen_but_new(report, D)
-    if frozen:
-        number = config.network.freeze_layers
-        return report, [f"--freezed {number}: D's layers {frozen} are not in the file; leave it out"]
-    return report, []
-
-
-def _info(source: Snapshot) -> SourceInfo:
-    from gan.models.transfer import source_info
-
-    return source_info(source)
-
-
-def _resolved(options: TrainOptions, source: Snapshot | None, problems: list[str]) -> tuple[TrainConfig, ImageDataset]:
-    """The configuration of a new run and the whole dataset, or every problem with them."""
-    problems = list(problems)
-    dataset = None
-    if options.data is None:
-        problems.append("--data: is missing; name the zip that dataset_tool.py wrote")
-    else:
-        try:
-            dataset = _open(options.data, options.cond, options.cache, options.cache_dir)
-        except GanError as error:
-            problems.append(f"--data {error}")
-    if dataset is None:
-        raise UsageError([*problems, *check_options(options)])
-    assert options.data is not None
-    shape = (dataset.height, dataset.width, dataset.channels)
-    info = DataInfo(options.data, dataset.name, len(dataset), *shape, dataset.label_dim, dataset.class_names)
-    try:
-        config = resolve(options, info, None if source is None else _info(source))
-    except UsageError as error:
-        raise UsageError([*problems, *error.problems]) from error
-    if problems:
-        raise UsageError(problems)
-    return config, dataset
-
-
-def _open(path: str, cond: bool, cache: str, cache_dir: str | None) -> ImageDataset:
-    """The whole dataset."""
-    from gan.data.cache import folder_for
-    from gan.data.dataset import ImageDataset
-
-    return ImageDataset(path, use_labels=cond, cache_folder=folder_for(Path(path), cache, cache_dir))
-
-
-def _chosen(dataset: ImageDataset, config: TrainConfig) -> ImageDataset:
-    """The images of a run; for one that continues, they must be what they were."""
-    data = config.data
-    dataset = dataset.view(subset=data.subset, mirror=data.mirror, seed=config.seed)
-    shown = describe_image(dataset.height, dataset.width, dataset.channels)
-    found, expected = (
-        f"{images} images of {kind} with {label_dim} label values"
-        for images, kind, label_dim in (
-            (len(dataset), shown, dataset.label_dim),
-            (data.shown_images, data.described, data.label_dim),
-        )
-    )
-    if found != expected:
-        raise GanError(
-            f"{data.path}: holds {found}, but the run was started with {expected}; give the dataset of the run with "
-            "--data"
-        )
-    if data.class_names is not None and dataset.class_names != data.class_names:
-        raise GanError(
-            f"{data.path}: its classes are {_listed(dataset.class_names)}, but the run was started with "
-            f"{_listed(data.class_names)}; give the dataset of the run with --data"
-        )
-    return dataset
-
-
-def _listed(class_names: list[str] | None) -> str:
-    shown = ", ".join((class_names or ["without names"])[:8])
-    return f"{shown}, ..." if len(class_names or []) > 8 else shown
-
-
-def _problems_of_at(options: TrainOptions) -> list[str]:
-    resume = options.resume
-    if options.at is None or resume is None or resume == LATEST or os.path.isdir(resume):
-        return []
-    return [f"--at {options.at:g} goes back in a run: --resume {resume} is no run folder; leave --at out"]
-
-
-def _problems_here(config: TrainConfig) -> list[str]:
-    """What keeps this configuration from running on this machine; `--dry-run` may plan for another one."""
-    from gan.training import devices
-
-    problems = []
-    if config.gpus > 1:
-        problems.append(f"--gpus {config.gpus}: training on several GPUs is not there yet; use --gpus 1")
-    try:
-        devices.check(config)
-    except UsageError as error:
-        problems += error.problems
-    return problems
+    if dry_run:
+        return
+    if order.config.gpus > 1:
+        ctx.exit(_launch(order.config))
+    _start(order)
 
 
 def _print_plan(config: TrainConfig, folder: Path, as_json: bool, of_source: list[str], here: list[str]) -> None:
@@ -258,25 +87,123 @@ def _print_plan(config: TrainConfig, folder: Path, as_json: bool, of_source: lis
         click.echo(f"it would not start: {problem}", err=True)
 
 
-def _start(
-    config: TrainConfig,
-    options: TrainOptions,
-    run_dir: Path | None,
-    dataset: ImageDataset,
-    source: Snapshot | None,
-    notes: list[str],
-) -> None:
+def _start(order: Order) -> None:
     """Train; everything was checked."""
     from gan.training import devices, run, run_folder
 
+    config, dataset = order.config, order.dataset
     devices.prepare(config)  # first: a kernel that breaks the device ends this process, and leaves no run behind
-    if run_dir is not None:
-        complete = run.train(config, run_dir, dataset, continued=True, at=options.at, notes=notes)
+    if order.run_dir is not None:
+        complete = run.train(config, order.run_dir, dataset, continued=True, at=order.at, notes=order.notes)
     else:
-        run_dir = run_folder.create(options.outdir, config)
-        complete = run.train(config, run_dir, dataset, start=source, notes=notes)
+        run_dir = run_folder.create(order.outdir, config)
+        complete = run.train(config, run_dir, dataset, start=order.source, notes=order.notes)
     if not complete:
         click.get_current_context().exit(130)
+
+
+def _launch(config: TrainConfig) -> int:
+    """Have this command line run by as many processes as --gpus says; its exit code."""
+    from torch_utils.launch import launch
+
+    command = [sys.executable, *sys.orig_argv[1:]]
+    try:
+        return launch(command, config.gpus, config.max_restarts, lambda line: click.echo(line, err=True))
+    except DistributedError as error:
+        raise LostProcessError(str(error)) from error
+
+
+def _train_together(
+    place: Place, options: TrainOptions, typed: set[str], problems: list[str], list_tensors: bool
+) -> None:
+    """Be one of the processes that train. The first says what is done, as if it were alone; the others follow it."""
+    job = distributed.job()
+    if job is not None and job.failed is not None:
+        click.get_current_context().exit(job.failed)  # it was said by those that these processes replace
+    party = ranks.Ranks(place)
+    with party.speaking():
+        party.join(options.device, _patience(options, typed, party.job))
+        problems += ranks.same_options(party.world, {name: getattr(options, name) for name in typed})
+        order = _agreed_order(party, options, typed, problems, list_tensors)
+        complete = _start_together(party, order)
+        party.world.close()
+        click.get_current_context().exit(0 if complete else distributed.STOPPED_EXIT_CODE)
+
+
+def _patience(options: TrainOptions, typed: set[str], job: distributed.Job | None) -> float:
+    """--dist-timeout, as typed or as the run has it: it is needed before anything else is known."""
+    from gan.training import run_folder
+
+    run = None if job is None else job.run_dir
+    if "dist_timeout" in typed:
+        return options.dist_timeout if options.dist_timeout > 0 else TrainOptions.dist_timeout
+    with contextlib.suppress(GanError):
+        return run_folder.read_options(Path(run) if run else run_to_continue(options, []) or Path()).dist_timeout
+    return options.dist_timeout
+
+
+def _agreed_order(
+    party: ranks.Ranks, options: TrainOptions, typed: set[str], problems: list[str], list_tensors: bool
+) -> Order:
+    """What the first process makes of the command line, in every process. Raises GatheredError with all problems."""
+    world = party.world
+    run_dir = party.run_to_go_on_with()
+    order, shared, exit_code = None, None, UsageError.exit_code
+    if world.is_first:
+        if run_dir is not None:  # whatever was asked for has become this run
+            typed = typed - {"batch_gpu"} if names_run(options.resume) else {"gpus"}
+            options = dataclasses.replace(options, at=None)
+        world.doing("reading the command line, the dataset and --resume")
+        try:
+            order = order_of(options, typed, problems, list_tensors, run_dir)
+            shared = [order.config.to_json(), None if order.run_dir is None else str(order.run_dir)]
+            problems = order.refused
+            for line in order.misfits if problems else ():
+                click.echo(line, err=True)
+        except GanError as error:
+            problems, exit_code = str(error).splitlines(), error.exit_code
+    shared = world.share(shared, "the configuration")
+    if not world.is_first and shared is not None:
+        config = TrainConfig.from_json(shared[0], "rank 0")
+        try:
+            dataset = chosen(open_dataset(config.data.path, config.data.cond, config.cache, config.cache_dir), config)
+            order = Order(config, dataset, None if shared[1] is None else Path(shared[1]))
+        except GanError as error:
+            problems, exit_code = [*problems, *str(error).splitlines()], error.exit_code
+    if order is not None:
+        problems = problems_here(order.config, party.place) + problems
+    party.require_none(problems, exit_code)
+    assert order is not None  # or there was a problem
+    return order
+
+
+def _start_together(party: ranks.Ranks, order: Order) -> bool:
+    """Train with the others; everything was checked. Returns whether the run is complete."""
+    from gan.training import devices, run, run_folder
+
+    world, place, config = party.world, party.place, order.config
+    device = devices.choose_device(config.device, place)
+    found = world.gather([device.type, devices.identity(device)], "the devices")
+    party.require_none(devices.problems_together([kind for kind, _ in found], [identity for _, identity in found]))
+    for first_of_machine in (True, False):  # what one has compiled the others find
+        if (place.local_rank == 0) is first_of_machine:
+            devices.prepare(config, place)
+        world.gather(None, "the kernels")
+    run_dir = order.run_dir
+    if run_dir is None:
+        made = str(run_folder.create(order.outdir, config)) if world.is_first else None
+        run_dir = Path(world.share(made, "the run folder"))
+    party.begin(run_dir)
+    return run.train(
+        config,
+        run_dir,
+        order.dataset,
+        start=order.source,
+        continued=order.run_dir is not None,
+        at=order.at,
+        notes=[*order.notes, *([f"Processes: {ranks.described(world)}"] if world.size > 1 else [])],
+        world=world,
+    )
 
 
 train = Command(

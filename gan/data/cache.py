@@ -10,10 +10,14 @@ import numpy as np
 
 from gan.data.cache_file import Content, FileStore, FoundStore, problem_with
 from gan.data.dataset import ImageDataset
+from gan.data.shared_store import SharedStore, can_share
 from gan.data.store import Store
 from gan.errors import GanError
 from gan.files import explain_os_error, free_bytes, nearest_existing, readable_size
 from gan.memory import available_bytes
+from torch_utils.distributed import Place
+
+_MEMORY = Path("/dev/shm")  # where files are in memory (Linux)
 
 
 @dataclass(frozen=True)
@@ -31,26 +35,44 @@ class Choice:
     """`path` is there and complete"""
     rows: np.ndarray | None = None
     """where in it the images are; None: in order"""
+    shared_by: Place | None = None
+    """this process, if all of its machine fill one file"""
 
 
-def choose(dataset: ImageDataset, mode: str, cache_dir: str | None = None, gpu_free: int | None = None) -> Choice:
+def choose(
+    dataset: ImageDataset,
+    mode: str,
+    cache_dir: str | None = None,
+    gpu_free: int | None = None,
+    place: Place | None = None,
+) -> Choice:
     """What becomes of --cache `mode` and --cache-dir here.
 
     Args:
         gpu_free: bytes free on the GPU; None without one.
+        place: of several processes, of which those of a machine share what can be shared.
     """
+    processes = 1 if place is None else place.local_size
     content, folder = dataset.content(), folder_for(dataset.path, mode, cache_dir)
     found, rows, notes = _find(dataset, folder)
     at = found or (content.file_in(folder) if folder is not None else None)
     size = readable_size(content.num_bytes)
     against: list[str] = []  # why what was preferred is not possible
 
-    def choice(kind: str, text: str, path: Path | None) -> Choice:
+    def choice(kind: str, text: str, path: Path | None, shared: bool = False) -> Choice:
         reasons = f" ({'; '.join(against)})" if against else ""
         there = path is not None and path == found
-        return Choice(kind, [f"{kind}, {text}{reasons}", *notes], content, path, there, rows if there else None)
+        lines = [f"{kind}, {text}{reasons}", *notes]
+        return Choice(kind, lines, content, path, there, rows if there else None, place if shared else None)
 
-    for kind in {"auto": ("device", "disk", "ram"), "device": ("device", "ram")}.get(mode, (mode,)):
+    kinds = {"auto": ("device", "disk", "ram"), "device": ("device", "ram")}.get(mode, (mode,))
+    if processes > 1 and mode == "auto" and not found:
+        kinds = ("disk", "ram")  # for its GPU each process would have to decode every image
+        if gpu_free is not None:
+            against.append("until every image is there, one place serves all processes")
+    if processes > 1 and mode == "device" and found:
+        kinds = ("device", "disk")  # which is in memory once
+    for kind in kinds:
         source = f"read from {found}" if found else "filled as images are first shown"
         if kind == "device":
             problem = _gpu_problem(content.num_bytes, gpu_free, 4 if mode == "auto" else 1)
@@ -64,12 +86,21 @@ def choose(dataset: ImageDataset, mode: str, cache_dir: str | None = None, gpu_f
                 return choice(kind, f"{found}, {size}, complete: nothing is decoded", found)
             problem = _disk_problem(content.num_bytes, at.parent, 2 if mode == "auto" else 1)
             if problem is None:
-                return choice(kind, f"{at}, {size}, made as images are first shown", at)
+                shared = processes > 1 and can_share()
+                return choice(kind, f"{at}, {size}, made as images are first shown", at, shared)
             against.append(problem)
         elif kind == "ram":
-            problem = _memory_problem(content.num_bytes, 4 if mode == "auto" else 1)
-            if problem is None:
-                return choice(kind, f"{size} of memory, {source}", found)
+            times = 4 if mode == "auto" else 1
+            if processes > 1 and can_share() and _has_room(_MEMORY, content.num_bytes):
+                problem = _memory_problem(content.num_bytes, times)
+                if problem is None:
+                    path = content.file_in(_MEMORY).with_suffix(".ram")
+                    return choice(kind, f"{size} of memory, the same for all processes, {source}", path, True)
+            else:
+                problem = _memory_problem(content.num_bytes * processes, times)
+                if problem is None:
+                    each = " for each process" if processes > 1 else ""
+                    return choice(kind, f"{size} of memory{each}, {source}", found)
             against.append(problem)
     return choice("off", "every image is decoded each time it is shown", None)
 
@@ -78,6 +109,12 @@ def open_store(choice: Choice) -> Store | None:
     """The store of a choice other than `device`. Raises OSError or MemoryError if it cannot be had."""
     if choice.mode == "off":
         return None
+    if choice.shared_by is not None:
+        assert choice.path is not None
+        try:
+            return SharedStore(choice.content, choice.path, choice.shared_by, in_memory=choice.mode == "ram")
+        except OSError as error:
+            choice.lines.append(f"each process fills its own: {error.strerror or error}")
     if choice.mode == "disk":
         assert choice.path is not None
         return found_store(choice) if choice.found else FileStore(choice.content, choice.path)
@@ -143,6 +180,13 @@ def _disk_problem(size: int, folder: Path, times: int) -> str | None:
         sizes = f"{readable_size(size)} is too much for the {readable_size(free)}"
         return f"{sizes} free in {folder}; --cache-dir names another folder"
     return None
+
+
+def _has_room(folder: Path, size: int) -> bool:
+    try:
+        return folder.is_dir() and os.access(folder, os.W_OK) and size <= free_bytes(folder)
+    except GanError:
+        return False
 
 
 def _memory_problem(size: int, times: int) -> str | None:

@@ -1,7 +1,8 @@
 """Decoded images in a file beside the dataset, or in the folder of --cache-dir.
 
 It is a header (`MAGIC`, then JSON with format, fingerprint and shape, filled up with blanks) and the pixels, uint8
-`[images, C, H, W]`, not flipped. It is made under a temporary name, and renamed when every image is in it.
+`[images, C, H, W]`, not flipped. It is made under a temporary name, and renamed when every image is in it. If several
+processes have made it (`shared_store`), a checksum of each image follows, which nobody reads any more.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from gan.files import publish, temporary_beside
 
 MAGIC = b"GANCACHE"
 HEADER_BYTES = 4096  # a page, so that the pixels of a mapped file are aligned
+CHECKSUM_BYTES = 4  # of each image
 _FORMAT = 1  # to be raised when decoding an image gives other pixels than before
 _DAY = 86400
 
@@ -44,6 +46,11 @@ class Content:
     def num_bytes(self) -> int:
         """Of the pixels."""
         return math.prod(self.shape)
+
+    @property
+    def checksums_at(self) -> int:
+        """Where in a file they begin, if it has any: aligned, so that one is never read while half of it is written."""
+        return HEADER_BYTES + -(-self.num_bytes // CHECKSUM_BYTES) * CHECKSUM_BYTES
 
     def file_in(self, folder: Path) -> Path:
         """`FOLDER/metfaces.zip.3fa91c22.cache`."""
@@ -77,13 +84,13 @@ class FileStore(Store):
 
     def __init__(self, content: Content, path: Path) -> None:
         self.path, self._content = path, content
-        _remove_leftovers(path)
+        remove_leftovers(path)
         self._temporary = temporary_beside(path)
-        # Also at the exit of the interpreter. Killed processes leave it behind: see _remove_leftovers.
+        # Also at the exit of the interpreter. Killed processes leave it behind: see remove_leftovers.
         self._remove = weakref.finalize(self, _remove_own, self._temporary, os.getpid())
         try:
             self._file = open(self._temporary, "r+b", buffering=0)  # noqa: SIM115
-            self._write(_header(content))
+            self._write(header(content))
             self._file.truncate(HEADER_BYTES + content.num_bytes)
             self._pixels = _Pixels(self._temporary, content.shape[1:])
         except OSError:
@@ -119,7 +126,7 @@ class FileStore(Store):
         self._pixels = _Pixels(self.path, self._content.shape[1:])
         self.complete = True
         self._remove()
-        _remove_stale(self._content, self.path)
+        remove_stale(self._content, self.path)
 
     def close(self) -> None:
         if not self.complete:
@@ -167,7 +174,7 @@ def problem_with(path: Path, content: Content) -> str | None:
     """Why the file is not a complete cache of this content; None if it is. An empty text: it is not there."""
     try:
         with open(path, "rb") as file:
-            fingerprint, shape = _read_header(file.read(HEADER_BYTES))
+            fingerprint, shape, checksums = _read_header(file.read(HEADER_BYTES))
             size = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         return ""
@@ -177,18 +184,29 @@ def problem_with(path: Path, content: Content) -> str | None:
         return str(error)
     if (fingerprint, shape) != (content.fingerprint, content.shape):
         return "it holds other images"
-    if size != HEADER_BYTES + content.num_bytes:
-        return f"it has {size} bytes instead of {HEADER_BYTES + content.num_bytes}"
+    expected = file_size(content, checksums)
+    if size != expected:
+        return f"it has {size} bytes instead of {expected}"
     return None
 
 
-def _header(content: Content) -> bytes:
+def file_size(content: Content, checksums: bool) -> int:
+    """Bytes of a cache file."""
+    if checksums:
+        return content.checksums_at + CHECKSUM_BYTES * content.shape[0]
+    return HEADER_BYTES + content.num_bytes
+
+
+def header(content: Content, checksums: bool = False) -> bytes:
+    """The first `HEADER_BYTES` of a cache; whether checksums follow the pixels."""
     fields = {"format": _FORMAT, "fingerprint": content.fingerprint, "shape": content.shape, "of": _place(content)}
+    if checksums:
+        fields["checksums"] = True
     return (MAGIC + json.dumps(fields).encode()).ljust(HEADER_BYTES)
 
 
-def _read_header(data: bytes) -> tuple[str, tuple[int, int, int, int]]:
-    """Fingerprint and shape. Raises ValueError."""
+def _read_header(data: bytes) -> tuple[str, tuple[int, int, int, int], bool]:
+    """Fingerprint, shape, and whether checksums follow the pixels. Raises ValueError."""
     if not data.startswith(MAGIC):
         raise ValueError("it is no cache")
     try:
@@ -198,7 +216,7 @@ def _read_header(data: bytes) -> tuple[str, tuple[int, int, int, int]]:
         raise ValueError("its header is damaged") from error
     if kind != _FORMAT:
         raise ValueError("it was made by another version")
-    return fingerprint, (n, c, h, w)
+    return fingerprint, (n, c, h, w), bool(fields.get("checksums"))
 
 
 def _place(content: Content) -> str:
@@ -211,7 +229,7 @@ def _cache_name(content: Content) -> str:
     return re.escape(content.dataset.name) + r"\.([0-9a-f]{8})(?:-[0-9a-f]{8})?\.cache"
 
 
-def _remove_stale(content: Content, path: Path) -> None:
+def remove_stale(content: Content, path: Path) -> None:
     """Remove the caches of what this dataset was before it changed."""
     for other in _listed(path.parent):
         match = re.fullmatch(_cache_name(content), other.name)
@@ -225,7 +243,7 @@ def _remove_stale(content: Content, path: Path) -> None:
                 other.unlink()
 
 
-def _remove_leftovers(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
     """Remove what killed processes left of this cache, when it is too old to be in the making."""
     for other in _listed(path.parent):
         if re.fullmatch(rf"\.{re.escape(path.name)}\..*\.tmp", other.name):

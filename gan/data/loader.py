@@ -19,23 +19,28 @@ from gan.data.dataset import ImageDataset
 from gan.data.decode_workers import Request, Workers
 from gan.data.device_store import DeviceStore
 from gan.data.sampler import batches
+from gan.data.shared_store import SharedStore
 from gan.data.store import Store
+from torch_utils.distributed import Place
 
 PATIENCE = 60  # seconds without a batch after which that is said; then after twice that, and so on
 _HUNG_SECONDS = 5  # that closing waits for a batch in the making
 
 
 class BatchStream:
-    """Endless (images uint8 `[batch, C, H, W]`, indices int64 `[batch]`), on the device; `close` it in the end.
+    """Endless (images uint8 `[N, C, H, W]`, indices int64 `[N]`), on the device; `close` it in the end.
+
+    N is the batch, or with several processes the share of this one, as `sampler.batches` deals it.
 
     A thread prepares the next batch while the last one is trained on. An image is decoded when it is first due and kept
     in the cache; when all are there, batches are only gathered. What comes is a function of the seed alone, whatever
     the cache. An error, such as GanError for a damaged image, is raised when its batch is due, and ends the stream.
-    A worker process can be lost: a line says so, and what it was to decode is decoded all the same.
+    A worker process can be lost: a line says so, and what it was to decode is decoded all the same. The processes of
+    a machine fill one cache, where it is a file or memory: what one of them has decoded, the others read.
 
     Args:
         dataset: the images, for which the stream may find a cache that is complete.
-        batch: images at a time.
+        batch: images at a time, of all processes together.
         seed: of the order.
         start: the first image, counted from the beginning of training.
         device: where the batches go.
@@ -44,6 +49,7 @@ class BatchStream:
         cache_dir: folder of the cache file; by default that of the dataset.
         report: takes what a line for people is about, "Cache" or "Data", and the line, in the thread that asks for
             batches.
+        place: this process among those that train together.
     """
 
     lines: list[str]
@@ -61,12 +67,16 @@ class BatchStream:
         cache: str = "off",
         cache_dir: str | None = None,
         report: Callable[[str, str], None] = print,
+        place: Place | None = None,
     ) -> None:
         self._dataset, self._batch, self._seed, self._position = dataset, batch, seed, start
+        self._place = place or Place()
+        assert batch % self._place.size == 0
+        self._share = batch // self._place.size
         self._device = device or torch.device("cpu")
         self._report, self._unsaid = report, list[tuple[str, str]]()
         self._side = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
-        choice = caches.choose(dataset, cache, cache_dir, self._free_memory())
+        choice = caches.choose(dataset, cache, cache_dir, self._free_memory(), self._place)
         self.lines = choice.lines
         self._store = self._open_store(choice)
         self._missing = dataset.num_unflipped if self._store is not None and not self._store.complete else 0
@@ -76,7 +86,7 @@ class BatchStream:
         if self._store is None or self._missing:
             self._decoded = self._decode(workers)  # here, so that processes are forked off the main thread
         else:
-            self._order = batches(len(dataset), batch, seed, start)
+            self._order = self._indices()
             self._serve_dataset()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="data")  # one for batches, one to flush
         self._next: Future[_HostBatch] | None = self._prepare_next()
@@ -156,9 +166,9 @@ class BatchStream:
         self._waiting_since, self._patience = time.monotonic(), PATIENCE
         pinned = self._side is not None
         gathered_there = isinstance(self._store, DeviceStore) and not self._missing
-        shape = [0 if gathered_there else self._batch, *self._dataset.image_shape]
+        shape = [0 if gathered_there else self._share, *self._dataset.image_shape]
         images = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-        indices = torch.empty([self._batch], dtype=torch.int64, pin_memory=pinned)
+        indices = torch.empty([self._share], dtype=torch.int64, pin_memory=pinned)
         return self._threads.submit(self._prepare, _HostBatch(images, indices))
 
     def _to_device(self, host: _HostBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -224,13 +234,22 @@ class BatchStream:
     def _count(self, num_new: int) -> None:
         """When every image has been seen, nothing is decoded any more."""
         if self._missing:
-            self._missing -= num_new
-            if not self._missing:
-                assert self._store is not None
+            if isinstance(self._store, SharedStore):
+                self._look_for_the_rest(self._store)
+            else:
+                self._missing -= num_new
+            if self._store is not None and not self._missing:
                 self._end_decoding()
                 self._decoded = None
-                self._order = batches(len(self._dataset), self._batch, self._seed, self._position)
+                self._order = self._indices()
                 self._flushing = self._threads.submit(self._store.flush)
+
+    def _look_for_the_rest(self, store: SharedStore) -> None:
+        """It may have been decoded by other processes."""
+        try:
+            self._missing = 0 if store.is_full() else 1
+        except OSError as error:
+            self._give_up(error)
 
     def _finish_file(self) -> None:
         """The last step of a cache that was flushed. There is nothing to say of one in memory."""
@@ -243,12 +262,12 @@ class BatchStream:
         except OSError as error:
             self._give_up(error)
             return
-        if isinstance(self._store, FileStore):
+        if isinstance(self._store, FileStore) or (isinstance(self._store, SharedStore) and self._store.kept):
             self._unsaid.append(("Cache", f"complete in {self._store.path}"))
         self._serve_dataset()
 
     def _give_up(self, error: OSError) -> None:
-        assert isinstance(self._store, (FileStore, FoundStore))
+        assert isinstance(self._store, (FileStore, FoundStore, SharedStore))
         if self._flushing is not None:
             concurrent.futures.wait([self._flushing])
             self._flushing = None
@@ -264,7 +283,7 @@ class BatchStream:
 
     def _decode(self, workers: int) -> Workers:
         """What has to be decoded, batch by batch from here on."""
-        shape = (self._batch, *self._dataset.image_shape)
+        shape = (self._share, *self._dataset.image_shape)
         return Workers(workers, self._dataset.unflipped, self._requests(), shape, self._say_of_data)
 
     def _say_of_data(self, line: str) -> None:
@@ -274,12 +293,20 @@ class BatchStream:
         if (decoded := self._decoded) is not None:  # the other thread may just be setting it to None
             decoded.close()
 
+    def _indices(self) -> Iterator[np.ndarray]:
+        """Of this process, from here on."""
+        place = self._place
+        return batches(len(self._dataset), self._batch, self._seed, self._position, place.rank, place.size)
+
     def _requests(self) -> Iterator[Request]:
         """Indices of the images of a batch, and the unflipped ones among them that nobody was asked for before."""
-        for indices in batches(len(self._dataset), self._batch, self._seed, self._position):
+        for indices in self._indices():
             rows = np.unique(indices % self._dataset.num_unflipped)
             if self._store is not None:
                 rows = rows[~self._asked_for[rows]]
+                if isinstance(self._store, SharedStore):
+                    with contextlib.suppress(OSError):  # taking them will tell
+                        rows = rows[~self._store.has(rows)]
                 self._asked_for[rows] = True
             yield indices, rows
 

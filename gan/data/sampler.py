@@ -12,10 +12,13 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_images)
 
 
-def batches(num_images: int, batch: int, seed: int, start: int = 0) -> Iterator[np.ndarray]:
-    """Endless batches of image indices, int64 `[batch]`, beginning at the `start`-th image of the stream.
+def batches(
+    num_images: int, batch: int, seed: int, start: int = 0, rank: int = 0, size: int = 1
+) -> Iterator[np.ndarray]:
+    """Endless batches of image indices, int64 `[batch / size]`, beginning at the `start`-th image of the stream.
 
-    A run that continues at image n gets what the run that never stopped got from there on.
+    A run that continues at image n gets what the run that never stopped got from there on. Of `size` processes, each
+    gets every `size`-th image of each batch: together they get what one would, however many they are.
     """
     epoch, order = -1, np.empty(0, dtype=np.int64)
     position = start
@@ -27,4 +30,4 @@ def batches(num_images: int, batch: int, seed: int, start: int = 0) -> Iterator[
                 order = epoch_order(num_images, seed, epoch)
             indices[i] = order[position % num_images]
             position += 1
-        yield indices
+        yield indices[rank::size]

@@ -99,8 +99,9 @@ class Computing:
             return
         major, minor = torch.cuda.get_device_capability(device)
         driver = f", driver {seen.driver}" if seen is not None and seen.driver else ""
-        others = torch.cuda.device_count() - 1
-        more = f"; {others} more, of which training uses none" if others > 0 else ""
+        present = torch.cuda.device_count()
+        over = "" if torch.distributed.is_nccl_available() else ", slowly: this PyTorch has no NCCL"
+        more = f"; {present - 1} more, which training uses with --gpus {present}{over}" if present > 1 else ""
         yield Fact(
             nvidia.TOPIC, f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}{driver}{more}"
         )

@@ -17,18 +17,22 @@ FILE_NAME = "log.txt"
 class Console:
     """Prints lines to standard output and appends them to RUN_DIR/log.txt; safe to call from several threads.
 
+    Without `logs` there is no file: of several processes the first has it.
     A tracker too: each tick prints its status line, with the time left until `total_kimg` thousand images.
     Printing never raises; a log file that cannot be written is named once.
     Raises GanError when log.txt cannot be opened at the start.
     """
 
-    def __init__(self, run_dir: str | Path, total_kimg: float) -> None:
+    def __init__(self, run_dir: str | Path, total_kimg: float, logs: bool = True) -> None:
         self._path = Path(run_dir) / FILE_NAME
         self._total_kimg = total_kimg
         self._lock = threading.Lock()
         self._log_failed = False
+        self._log: TextIO | None = None
+        if not logs:
+            return
         try:
-            self._log: TextIO | None = open(self._path, "a", encoding="utf-8", errors="replace", buffering=1)  # noqa: SIM115
+            self._log = open(self._path, "a", encoding="utf-8", errors="replace", buffering=1)  # noqa: SIM115
         except OSError as error:
             raise explain_os_error(error, self._path) from error
 

@@ -33,8 +33,10 @@ def announcement(
     for line in cache_lines:
         yield f"Cache:     {line}"
     yield f"Networks:  G {sizes[0]:.2f} M parameters, D {sizes[1]:.2f} M"
-    yield f"Batch:     {config.batch_size}, {config.batch_gpu} at a time"
-    yield f"Computing: {resources.computing(state.device, state.G, half_dtype)}"
+    spread = f" on {config.gpus} processes" if config.gpus > 1 else ""
+    yield f"Batch:     {config.batch_size}{spread}, {config.batch_gpu} at a time"
+    each = ", in each process" if config.gpus > 1 else ""
+    yield f"Computing: {resources.computing(state.device, state.G, half_dtype)}{each}"
     yield f"Kernels:   {resources.kernels_in_use()}"
     yield from disk.outlook(config, run_dir, progress.nimg)
     if not resources.can_measure_memory():

@@ -9,6 +9,7 @@ import torch
 from gan.config import TrainConfig
 from gan.data.dataset import ImageDataset
 from gan.data.loader import BatchStream
+from torch_utils.distributed import Place
 
 
 def batches_on(
@@ -17,10 +18,11 @@ def batches_on(
     config: TrainConfig,
     start: int,
     report: Callable[[str, str], None] = print,
+    place: Place | None = None,
 ) -> BatchStream:
     """Endless batches (images, indices) on the device, from the `start`-th image of the run on.
 
-    `report` is that of `BatchStream`.
+    `report` and `place` are those of `BatchStream`: with several processes, it is this one's share that comes.
     """
     workers = config.workers
     if workers is None:  # on a CPU they would take cores from the training that they wait for
@@ -35,4 +37,5 @@ def batches_on(
         cache=config.cache,
         cache_dir=config.cache_dir,
         report=report,
+        place=place,
     )

@@ -17,6 +17,7 @@ from gan.training.micro_batch import at_a_time, groups_note, is_out_of_memory, r
 from gan.training.plan import MemoryEstimate
 from gan.training.state import TrainingState
 from gan.training.step import TrainStep
+from torch_utils.world import ALONE, World
 
 # Of the free memory. The estimate is within 25 %, and 0.7 x 1.25 leaves an eighth: to the system's cache of the images,
 # and to whatever else runs on the machine.
@@ -24,24 +25,28 @@ _SHARE = 0.7
 
 
 def fitted(
-    config: TrainConfig, device: torch.device, half_dtype: torch.dtype, dataset: ImageDataset
+    config: TrainConfig, device: torch.device, half_dtype: torch.dtype, dataset: ImageDataset, world: World = ALONE
 ) -> tuple[TrainConfig, str | None]:
     """The configuration with the micro-batch that was asked to be found, and a line for people.
 
-    Nothing stays on the device. Networks are made on the way, which draws random numbers: seed afterwards.
+    Each rank finds what fits where it is; all take the smallest. Nothing stays on the device. Networks are made on the
+    way, which draws random numbers: seed afterwards.
     """
     if not config.fit_batch_gpu:
         return config, None
+    world.doing("looking for a --batch-gpu that fits")
     if device.type == "cuda":
         on_device = _cached_on(device, config, dataset)
 
         def attempt(batch_gpu: int) -> None:
-            _attempt(dataclasses.replace(config, batch_gpu=batch_gpu), device, half_dtype, on_device)
+            by_itself = World(world.place)  # which takes as much memory, and waits for nobody
+            _attempt(dataclasses.replace(config, batch_gpu=batch_gpu), device, half_dtype, on_device, by_itself)
 
         size, reason = by_trial(usable_batch_gpu(config), attempt, device)
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        size, reason = by_estimate(config, available_bytes() / 2**30)
+        size, reason = by_estimate(config, available_bytes() / world.place.local_size / 2**30)
+    size, reason = min(world.gather([size, reason], "the --batch-gpu that fits"))
     note = groups_note(size, config.network.mbstd_group_size)
     found = dataclasses.replace(config, batch_gpu=size, fit_batch_gpu=False)
     return found, f"--batch-gpu auto: {reason}{note}"
@@ -89,7 +94,7 @@ def _cached_on(device: torch.device, config: TrainConfig, dataset: ImageDataset)
     return choice.content.num_bytes if choice.mode == "device" else 0
 
 
-def _attempt(config: TrainConfig, device: torch.device, half_dtype: torch.dtype, on_device: int) -> None:
+def _attempt(config: TrainConfig, device: torch.device, half_dtype: torch.dtype, on_device: int, world: World) -> None:
     """The most that a run holds at once. Raises torch.OutOfMemoryError where that is too much."""
     if config.cuda_graphs == "on":  # which would end the run where there is no room for them
         config = dataclasses.replace(config, cuda_graphs="auto")
@@ -101,7 +106,7 @@ def _attempt(config: TrainConfig, device: torch.device, half_dtype: torch.dtype,
         torch.zeros([1, data.label_dim], device=device),
         torch.zeros([data.num_images], dtype=torch.long, device=device),
     )
-    step = TrainStep(state, config, labels, report=lambda line: None)
+    step = TrainStep(state, config, labels, report=lambda line: None, world=world)
     graphs = step.graphs
     images = torch.zeros([batch, data.channels, data.height, data.width], dtype=torch.uint8, device=device)
     indices = torch.zeros([batch], dtype=torch.long, device=device)

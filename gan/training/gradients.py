@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -11,12 +11,24 @@ class FlatGradients:
     """Owns the `.grad` of the given parameters as views into one flat tensor.
 
     A parameter that a phase does not reach has a gradient of zeros, in parameter order, on every rank alike.
+
+    Args:
+        room: {name: number of elements} of what else is averaged over the ranks, behind the gradients.
     """
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        self.parameters = list(parameters)
-        first = self.parameters[0]
-        self.flat = torch.zeros(sum(p.numel() for p in self.parameters), dtype=first.dtype, device=first.device)
+    whole: torch.Tensor
+    """the gradients and the room: what one reduction averages"""
+    flat: torch.Tensor
+    """the gradients"""
+    room: dict[str, torch.Tensor]
+    """by name, each `[elements]`"""
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], room: Mapping[str, int] | None = None) -> None:
+        self.parameters, sizes = list(parameters), dict(room or {})
+        first, number = self.parameters[0], sum(p.numel() for p in self.parameters)
+        self.whole = torch.zeros(number + sum(sizes.values()), dtype=first.dtype, device=first.device)
+        self.flat, *views = self.whole.split([number, *sizes.values()])
+        self.room = dict(zip(sizes, views, strict=True))
         offset = 0
         for parameter in self.parameters:
             part = self.flat[offset : offset + parameter.numel()]

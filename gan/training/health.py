@@ -6,9 +6,11 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from gan.tracking.jsonl import mean_of
+from gan.training.run_folder import in_kimg, resume_command
 
 # Runs that are well stay within 6 between the mean scores of reals and fakes (tests/golden, tests/training/curves);
 # one with a rate of G that is 20 times too high came back from 24 and, in a single tick, from 150. At 60 the gradient
@@ -115,6 +117,27 @@ def assess(history: Sequence[Vitals], p_max: float | None) -> Health:
         advice="; ".join(dict.fromkeys(finding.advice for finding in failing)),
         healthy=all(finding.harmless for finding in findings),
     )
+
+
+def what_can_be_done(health: Health, run_dir: Path, healthy_nimg: int | None, went_back: bool) -> list[str]:
+    """Lines for a run that is given up.
+
+    Args:
+        healthy_nimg: of the newest healthy state; None: there is none.
+        went_back: the run has gone back once.
+    """
+    lines = [f"Health:    training has failed: {health.word}"]
+    if healthy_nimg is None:
+        lines.append("           no healthy state is kept")
+    elif went_back:
+        lines.append("           it had gone back once already")
+    else:
+        back = resume_command(run_dir, "--on-divergence", "rollback")
+        kimg = in_kimg(healthy_nimg)
+        lines.append(f"           back to {kimg} kimg, where it was healthy, at half the rates: {back}")
+    lines.append(f"           on as it is: {resume_command(run_dir, '--on-divergence', 'ignore')}")
+    lines.append(f"           in a new run: {health.advice or 'lower --glr and --dlr'}")
+    return lines
 
 
 def _is_sustained(history: Sequence[Vitals], falls: Sequence[float]) -> bool:

@@ -74,7 +74,7 @@ class MicroBatch:
 
         It begins with the same random numbers, except where phases are recorded, whose generator is not to be touched.
         """
-        random = self._random_state() if graphs is None else None
+        random = random_state(self._device) if graphs is None else None
         while True:
             try:
                 return attempt(self.size)
@@ -92,7 +92,7 @@ class MicroBatch:
             release_memory(self._device)
             self._shrink(name)
             if random is not None:
-                self._restore(random)
+                restore_random_state(self._device, random)
 
     @contextlib.contextmanager
     def whatever_its_size(self, what: str) -> Iterator[None]:
@@ -133,17 +133,20 @@ class MicroBatch:
         assert self._on_smaller is not None
         self._on_smaller(self.size)
 
-    def _random_state(self) -> torch.Tensor | None:
-        """Of the generator that a phase draws from; reading it waits for nothing. None: not known here (MPS)."""
-        if self._device.type == "cuda":
-            return torch.cuda.get_rng_state(self._device)
-        return torch.get_rng_state() if self._device.type == "cpu" else None
 
-    def _restore(self, random: torch.Tensor) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(random, self._device)
-        else:
-            torch.set_rng_state(random)
+def random_state(device: torch.device) -> torch.Tensor | None:
+    """Of the generator that a phase draws from; reading it waits for nothing. None: not known here (MPS)."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.get_rng_state() if device.type == "cpu" else None
+
+
+def restore_random_state(device: torch.device, random: torch.Tensor) -> None:
+    """What `random_state` gave."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(random, device)
+    else:
+        torch.set_rng_state(random)
 
 
 def at_a_time(batch_gpu: int) -> str:

@@ -4,6 +4,8 @@ A picture sheet is computed a batch at a time between the steps; encoding and wr
 asked for first is on disk first: a training state is never there before the sheets and the snapshot that precede it,
 but for those that could not be written, so a run that is killed at any moment goes on from a state and makes everything
 after it anew.
+
+With several processes all compute their portions of a sheet after the same step, and rank 0 alone writes.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ class Output:
     """as people know it"""
     kind: str
     """of which one at a time is kept in memory, where `make_room` is asked for it"""
-    write: Callable[[], None]
-    """makes the file; called on the thread, when all portions are done"""
+    write: Callable[[], None] | None
+    """makes the file; called on the thread, when all portions are done; None: another process does"""
     portions: deque[Callable[[], None]] = dataclasses.field(default_factory=deque)
     """what training's own thread computes for it, one after a step"""
 
@@ -45,12 +47,18 @@ class Outputs:
         device: where the outputs' tensors are.
         report: takes a line for people.
         failed: takes an output that could not be written, and why; called on the thread. What it raises is an error.
+        any_waits: told every half second whether this process still waits for files; whether any process does.
     """
 
     def __init__(
-        self, device: torch.device, report: Callable[[str], None], failed: Callable[[Output, GanError], None]
+        self,
+        device: torch.device,
+        report: Callable[[str], None],
+        failed: Callable[[Output, GanError], None],
+        any_waits: Callable[[bool], bool] = bool,
     ) -> None:
         self._cuda, self._report, self._failed = device.type == "cuda", report, failed
+        self._any_waits = any_waits
         self.missing: dict[str, GanError] = {}
         self._due: deque[Output] = deque()  # not handed to the thread yet
         self._changed = threading.Condition()  # guards the fields below
@@ -81,12 +89,23 @@ class Outputs:
             return any(output.kind == kind for output in self._unwritten)
 
     def make_room(self, kind: str) -> None:
-        """Wait until no output of this kind is left, so that memory holds one of them only."""
+        """Wait until no output of this kind is left, so that memory holds one of them only; every process calls it."""
         self._progress_until(lambda: all(output.kind != kind for output in self._unwritten))
 
     def finish(self) -> None:
-        """Complete and write everything."""
+        """Complete and write everything; every process calls it."""
         self._progress_until(lambda: not self._unwritten)
+
+    def finish_alone(self) -> None:
+        """Write what needs no other process any more; what does, and all that is due after it, is left out."""
+        while self._due and not self._due[0].portions:
+            self._hand_over(self._due.popleft())
+        with self._changed:
+            for output in self._due:
+                self._unwritten.remove(output)
+            self._due.clear()
+            while self._unwritten and self._error is None:
+                self._changed.wait(timeout=0.5)
 
     def close(self) -> None:
         """End the thread. What is being written is completed, what is still in line is dropped."""
@@ -97,25 +116,35 @@ class Outputs:
             self._thread.join()
 
     def _progress_until(self, done: Callable[[], bool]) -> None:
-        """Do nothing else until then; a line says so when it takes more than a second."""
+        """Do nothing else until then; a line says so when it takes more than a second.
+
+        First all portions: where there are several processes, each computes its own, in the same order.
+        """
         begin, said = time.monotonic(), False
         while True:
             self.advance()
-            with self._changed:
-                if self._error is None and done():
-                    return
-                if not self._due and self._error is None:
-                    self._changed.wait(timeout=0.5)  # not for ever: Ctrl-C is to get through
-                names = ", ".join(output.name for output in self._unwritten)
+            if not self._due and not self._any_waits(not self._happens_soon(done)):
+                return
             if not said and time.monotonic() > begin + 1:
                 said = True
-                self._report(f"Finishing {names}")
+                with self._changed:
+                    names = ", ".join(output.name for output in self._unwritten)
+                self._report(f"Finishing {names or 'files'}")
+
+    def _happens_soon(self, done: Callable[[], bool]) -> bool:
+        with self._changed:  # not for ever: Ctrl-C is to get through
+            self._changed.wait_for(lambda: self._error is not None or done(), timeout=0.5)
+            return self._error is None and done()
 
     def _check(self) -> None:
         if self._error is not None:
             raise self._error
 
     def _hand_over(self, output: Output) -> None:
+        if output.write is None:
+            with self._changed:
+                self._unwritten.remove(output)
+            return
         ready = torch.cuda.current_stream().record_event() if self._cuda else None
         with self._changed:
             self._handed.append((output, ready))
@@ -162,6 +191,7 @@ class Outputs:
             self._changed.notify_all()
 
     def _write_or_leave_out(self, output: Output) -> None:
+        assert output.write is not None
         try:
             output.write()
         except GanError as error:

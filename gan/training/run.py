@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from gan import models
 from gan.config import TrainConfig
 from gan.data.dataset import ImageDataset
-from gan.errors import GanError
+from gan.errors import GanError, LostProcessError
 from gan.files import remove_leftovers
 from gan.tracking import jsonl
 from gan.train_options import check_resume_name
@@ -19,6 +20,7 @@ from gan.training.run_folder import in_kimg
 from gan.training.signals import Signals
 from gan.training.state_files import SavedState, StateFiles, states_in
 from gan.training.trainer import Outcome, Trainer
+from torch_utils.world import ALONE, DistributedError, World
 
 _RATE_AFTER_FAILURE = 0.5
 _SURELY_SAVED_SECONDS = 600
@@ -33,6 +35,7 @@ def train(
     continued: bool = False,
     at: float | None = None,
     notes: Sequence[str] = (),
+    world: World = ALONE,
 ) -> bool:
     """Train in `run_dir`. Returns whether the run is complete (False: it was asked to stop, and can be continued).
 
@@ -41,21 +44,40 @@ def train(
         continued: go on from the newest training state.
         at: go back to the state of so many kimg first.
         notes: lines to say at the start.
+        world: the processes that train together; only for the first need there be a run folder and a start.
 
-    Raises GanError if another process trains there, if no state can be read, and if training has failed for good.
+    Raises GanError if another process trains there, if no state can be read, and if training has failed for good;
+    LostProcessError if other processes of the run are gone.
     """
     said = list(notes)
-    with run_folder.locked(run_dir, said.append), Signals() as signals:
-        remove_leftovers(run_dir)
-        states = StateFiles(run_dir, config.keep_states)
-        saved = _state_to_go_on_from(states, run_dir, config, at, said.append) if continued else None
-        if saved is None and config.init_from and start is None:
-            start = _source(config.init_from, config)
-        if continued:
-            run_folder.write_options(run_dir, config)
+    states = StateFiles(run_dir, config.keep_states)
+    saved = None
+    with _lost_processes(), contextlib.ExitStack() as stack:
+        if world.is_first:
+            stack.enter_context(run_folder.locked(run_dir, said.append))
+        signals = stack.enter_context(Signals())
+        if world.is_first:
+            remove_leftovers(run_dir)
+            if continued:
+                saved = _state_to_go_on_from(states, run_dir, config, at, said.append)
+            if saved is None and config.init_from and start is None:
+                start = _source(config.init_from, config)
+            if continued:
+                run_folder.write_options(run_dir, config)
+        else:
+            start = None
         while True:
             trainer = Trainer(
-                config, run_dir, dataset, states, signals, start=start, saved=saved, continued=continued, notes=said
+                config,
+                run_dir,
+                dataset,
+                states,
+                signals,
+                start=start,
+                saved=saved,
+                continued=continued,
+                notes=said,
+                world=world,
             )
             if trainer.complete:
                 trainer.settle()
@@ -63,11 +85,21 @@ def train(
             outcome = trainer.run()
             if outcome is not Outcome.FAILED:
                 return outcome is Outcome.COMPLETE
-            said = [f"Health:    training had failed: {trainer.ticks.health.word}"]
-            saved = _roll_back(trainer, states, said.append)
+            if world.is_first:
+                said = [f"Health:    training had failed: {trainer.ticks.health.word}"]
+                saved = _roll_back(trainer, states, said.append)
             config, device, start, continued = trainer.config, trainer.device, None, True
             del trainer
             release_memory(device)  # of its networks, before there are new ones
+
+
+@contextlib.contextmanager
+def _lost_processes() -> Iterator[None]:
+    """That others are gone is an error for people, after which starting again is worth while."""
+    try:
+        yield
+    except DistributedError as error:
+        raise LostProcessError(str(error)) from error
 
 
 def begins_anew_from(run_dir: Path, config: TrainConfig) -> str | None:

@@ -22,13 +22,17 @@ from gan.training.outputs import Output, Outputs
 from gan.training.run_folder import in_kimg
 from gan.training.state import TrainingState
 from gan.training.state_files import SavedState, StateFiles
+from torch_utils.world import ALONE, World
 
 
 class RunFiles:
     """Asks `outputs` for the files of a run; what is in them is as of the moment of asking.
 
+    With several processes all ask for the same sheets, of which each computes its part; rank 0 writes everything.
+
     Args:
         report: takes a line for people; called on any thread.
+        any_waits: see `Outputs`.
     """
 
     def __init__(
@@ -40,14 +44,16 @@ class RunFiles:
         state: TrainingState,
         states: StateFiles,
         report: Callable[[str], None],
+        world: World = ALONE,
+        any_waits: Callable[[bool], bool] = bool,
     ) -> None:
         self._config, self._run_dir, self._dataset = config, run_dir, dataset
         self._state, self._states, self._report = state, states, report
-        self._labels = labels
+        self._labels, self._world = labels, world
         self._grid = SampleGrid.choose(dataset, config.network.z_dim, config.seed)
         self._tracker_state: dict[str, Any] = {}
         self.trackers = Trackers([])
-        self.outputs = Outputs(state.device, report, self._not_written)
+        self.outputs = Outputs(state.device, report, self._not_written, any_waits)
 
     def remember(self, tracker_state: dict[str, Any]) -> None:
         """What the trackers gave for the training state; what they do not know this time stays."""
@@ -65,17 +71,17 @@ class RunFiles:
         self.outputs.add(Output(path.name, "sheet", write))
 
     def add_fakes(self, name: str, G: Generator, batch_gpu: int) -> None:
-        """The sheet of what G, which nobody else changes, generates."""
+        """The sheet of what G, changed by nobody, generates. Every process asks for it, with the same numbers."""
         path, nimg = self._run_dir / name, self._state.progress.nimg
         labels = self._labels.take(torch.from_numpy(self._grid.indices).to(self._state.device))
-        sheet = self._grid.fakes(G, labels, batch_gpu)
+        sheet = self._grid.fakes(G, labels, batch_gpu, self._world)
 
         def write() -> None:
             disk.check_room(path, disk.sheet_bytes(self._config))
             sheet.write(path)
             self.trackers.image("fakes", path, nimg)
 
-        self.outputs.add(Output(name, "sheet", write, sheet.portions))
+        self.outputs.add(Output(name, "sheet", write if self._world.is_first else None, sheet.portions))
 
     def add_snapshot(self, networks: dict[str, Any]) -> None:
         """The snapshot, in place of older ones that are not to stay."""
@@ -125,11 +131,10 @@ class RunFiles:
 
         self.outputs.add(Output(state_files.NEWEST, "state", write))
 
-    def require(self, *names: str) -> None:
-        """Raises GanError for those of these files that could not be written."""
-        for name in names:
-            if name in self.outputs.missing:
-                raise GanError(f"{self.outputs.missing[name]}; {self._newest_state()}")
+    def problem_with(self, *names: str) -> str | None:
+        """What kept one of these files from being written, and what there is instead; None: they are there."""
+        missing = [self.outputs.missing[name] for name in names if name in self.outputs.missing]
+        return f"{missing[0]}; {self._newest_state()}" if missing else None
 
     def _newest_state(self) -> str:
         nimg = self._states.newest_nimg

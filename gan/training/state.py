@@ -63,7 +63,8 @@ class TrainingState:
         optim = config.optim
         self.G_opt = _adam(self.G, optim.glr, optim.betas, optim.eps, optim.g_reg_interval)
         self.D_opt = _adam(self.D, optim.dlr, optim.betas, optim.eps, optim.d_reg_interval)
-        self.G_grads, self.D_grads = FlatGradients(self.G.parameters()), FlatGradients(self.D.parameters())
+        room = {"w_mean": self.G.w_dim, "pl_mean": 1, "ada_signs": 2}  # what the ranks average beside the gradients
+        self.G_grads, self.D_grads = (FlatGradients(net.parameters(), room) for net in (self.G, self.D))
         self.pl_mean = torch.zeros([], device=device)
         self.ada_signs = torch.zeros([2], device=device)  # sum and number since p was last adjusted
         self.stats = Stats(device)
@@ -78,6 +79,13 @@ class TrainingState:
         """What the high resolutions of all networks compute in."""
         for network in (self.G, self.D, self.G_ema):
             set_half_dtype(network, dtype)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What all processes of a run have in common to the bit after each step, by name; the live ones."""
+        tensors = {"augment_p": self.p}
+        for prefix, network in (("G", self.G), ("D", self.D), ("G_ema", self.G_ema)):
+            tensors |= {f"{prefix}.{name}": tensor for name, tensor in network.state_dict().items()}
+        return tensors
 
     def copy_networks(self) -> dict[str, Any]:
         """G, D, G_ema and augment_pipe (None: no augmentation) as they are now, for what takes its time with them."""

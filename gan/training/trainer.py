@@ -1,4 +1,7 @@
-"""The training loop."""
+"""The training loop.
+
+With several processes each runs it on its share of every batch, and all of them take the same turns.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
 from gan import models
 from gan.config import TrainConfig
 from gan.data.dataset import ImageDataset
@@ -26,6 +27,7 @@ from gan.training.announce import announcement, with_topic
 from gan.training.batches import batches_on
 from gan.training.devices import prepare
 from gan.training.fit import fitted
+from gan.training.health import what_can_be_done
 from gan.training.micro_batch import is_out_of_memory
 from gan.training.run_files import RunFiles
 from gan.training.run_folder import in_kimg
@@ -34,8 +36,8 @@ from gan.training.state import TrainingState
 from gan.training.state_files import SavedState, StateFiles
 from gan.training.step import TrainStep
 from gan.training.ticks import Ticks
-
-_SIGNAL_SECONDS = 1.0  # after which a request is noticed while images do not come
+from gan.training.turns import Asked, Batch, Turns
+from torch_utils.world import ALONE, DifferentError, DistributedError, World
 
 
 class Outcome(enum.Enum):
@@ -50,6 +52,8 @@ class Outcome(enum.Enum):
 class Trainer:
     """One run: `run` trains until it is complete, is asked to stop, or has failed.
 
+    Of several processes the first alone has the run's files and trackers, and `start` and `saved`, which it shares.
+
     Args:
         config: what to train; already written to the run folder.
         run_dir: folder of the run.
@@ -60,6 +64,7 @@ class Trainer:
         saved: the state to continue from.
         continued: the run was started before, even if no state of it was saved.
         notes: lines to say at the start.
+        world: the processes that train together.
     """
 
     def __init__(
@@ -74,10 +79,11 @@ class Trainer:
         saved: SavedState | None = None,
         continued: bool = False,
         notes: Sequence[str] = (),
+        world: World = ALONE,
     ) -> None:
-        self.run_dir, self.dataset = run_dir, dataset
-        self.console = Console(run_dir, config.total_kimg)
-        self.device, self.half_dtype = prepare(config)
+        self.run_dir, self.dataset, self.world = run_dir, dataset, world
+        self.console = Console(run_dir, config.total_kimg, logs=world.is_first)
+        self.device, self.half_dtype = prepare(config, world.place)
         self.config = config = self._with_micro_batch(config)
         self.state = TrainingState(config, self.device)
         self.state.set_half_dtype(self.half_dtype)
@@ -88,13 +94,17 @@ class Trainer:
         if saved is not None:
             self.state.load_state_dict(saved.state)
             self._tracker_state = saved.tracker
+        self._share_state()
         self._continued = continued
         labels = LabelTable.of(dataset, self.device)
-        self.step = TrainStep(self.state, config, labels, self.print, self._remember_micro_batch)
-        self.files = RunFiles(config, run_dir, dataset, labels, self.state, states, self.print)
+        self.step = TrainStep(self.state, config, labels, self.print, self._remember_micro_batch, world)
+        self._turns = Turns(world, signals, self._own_requests)
+        any_waits = self._turns.any_waits
+        self.files = RunFiles(config, run_dir, dataset, labels, self.state, states, self.print, world, any_waits)
         healthy_until = 0 if saved is None else saved.healthy_until
-        self.ticks = Ticks(config, self.state, self.step.timer, healthy_until)
-        self._states, self._signals = states, signals
+        self.ticks = Ticks(config, self.state, self.step.timer, healthy_until, world)
+        self._states = states
+        self._all_end = False  # every process knows that this is the end, and how
         self._start_nimg = self.state.progress.nimg
         self._state_saved_at = time.monotonic()
 
@@ -103,7 +113,9 @@ class Trainer:
         outcome = Outcome.FAILED
         opened: BatchStream | None = None
         try:
-            batches = batches_on(self.device, self.dataset, self.config, self._start_nimg, report=self._says)
+            batches = batches_on(
+                self.device, self.dataset, self.config, self._start_nimg, report=self._says, place=self.world.place
+            )
             opened = batches  # its processes were forked before the thread of MLflow starts
             self._open_trackers()
             self._announce(batches.lines)
@@ -112,40 +124,40 @@ class Trainer:
                 self._add_first_sheets()
             while batch is not None:
                 self.step(*batch)
+                if self.state.progress.nimg == self._start_nimg + self.config.batch_size:
+                    self._compare("after the first step")
                 if self.ticks.is_due():
                     self._end_tick()
                 self.files.outputs.advance()
-                self._save_if_due()
                 batch = self._next(batches)
             outcome = self._end()
+            self._all_end = True
             return outcome
         except KeyboardInterrupt:
             outcome = Outcome.STOPPED
             raise
         except Exception as error:
-            with contextlib.suppress(Exception):  # what fell due before the error is worth having
-                self.files.outputs.finish()
-            if isinstance(error, GanError):
+            self._finish_what_was_due()
+            if isinstance(error, (GanError, DistributedError)):
                 self.console.log(f"error: {printable(str(error))}")
             raise
         finally:
             if opened is not None:
                 opened.close()
-            self.files.outputs.close()
-            self.files.trackers.close(outcome.value)
+            self._close(outcome)
 
     def settle(self) -> None:
         """What is left to do for a run that was complete: the last files and MLflow may not have been."""
         self._open_trackers()
         try:
             last = (self.run_dir / self.files.sheet_name, self.run_dir / self.files.snapshot_name)
-            if not all(path.exists() for path in last):
+            if self.world.share(not all(path.exists() for path in last), "the last files"):
                 self._save(self._add_snapshot())
             self._finish_last_files()
             self.print("There is nothing left to train; --kimg N makes the run longer")
+            self._all_end = True
         finally:
-            self.files.outputs.close()
-            self.files.trackers.close(Outcome.COMPLETE.value)
+            self._close(Outcome.COMPLETE)
 
     @property
     def complete(self) -> bool:
@@ -165,51 +177,89 @@ class Trainer:
 
     def _with_micro_batch(self, config: TrainConfig) -> TrainConfig:
         """The configuration with the micro-batch of `--batch-gpu auto` found, for good."""
-        config, line = fitted(config, self.device, self.half_dtype, self.dataset)
+        config, line = fitted(config, self.device, self.half_dtype, self.dataset, self.world)
         if line is not None:
             self.print(f"Memory:    {line}")
-            run_folder.write_options(self.run_dir, config)
+            if self.world.is_first:
+                run_folder.write_options(self.run_dir, config)
         return config
 
     def _remember_micro_batch(self, batch_gpu: int) -> None:
         """Memory ran out: when the run continues, it begins with what fits."""
         self.config = dataclasses.replace(self.config, batch_gpu=batch_gpu)
-        with contextlib.suppress(GanError):  # a full disk is no reason to stop now: it would be found out again
-            run_folder.write_options(self.run_dir, self.config)
+        if self.world.is_first:
+            with contextlib.suppress(GanError):  # a full disk is no reason to stop now: it would be found out again
+                run_folder.write_options(self.run_dir, self.config)
 
-    @property
-    def _has_failed(self) -> bool:
-        return self.ticks.health.failed and self.config.on_divergence != "ignore"
+    def _share_state(self) -> None:
+        """What the first process has made or loaded becomes that of all; sums of statistics are its own."""
+        if self.world.size == 1:
+            return
+        state = self.world.share(self.state.state_dict() if self.world.is_first else None, "the networks")
+        if not self.world.is_first:
+            self.state.load_state_dict({**state, "stats": {}})
+
+    def _compare(self, when: str) -> None:
+        """Raises what is to be said if processes have come to different networks."""
+        try:
+            self.world.require_same(self.state.tensors(), when)
+        except DifferentError as error:
+            self._all_end = True
+            if self.state.progress.nimg > self._start_nimg + self.config.batch_size:
+                raise  # a fault of a machine: the last state may be as good as any
+            raise GanError(
+                f"{error}; give all machines the same program, the same PyTorch and the same files"
+            ) from error
 
     @property
     def _kimg(self) -> str:
         return in_kimg(self.state.progress.nimg)
 
-    @property
-    def _is_over(self) -> bool:
-        return self.complete or self._has_failed or self._signals.stop_requested
-
-    def _next(self, batches: BatchStream) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The next batch; None: the run is to end here."""
-        begin = time.perf_counter()
-        try:
-            while not self._is_over and not batches.wait(_SIGNAL_SECONDS):
-                self._save_if_due()
-            if self._is_over:
+    def _next(self, batches: BatchStream) -> Batch | None:
+        """The next batch; None: the run is to end here. Requests are followed also while images do not come."""
+        while not self.complete:
+            batch, asked = self._turns.look(batches), self._turns.asked
+            self.ticks.data_wait += self._turns.seconds
+            if asked & Asked.NO_IMAGES:
+                self._end_without_images()
+            if asked & (Asked.STOP | Asked.FAILED):
                 return None
-            batch = next(batches)
-        except GanError as error:  # a file that is gone or damaged is no reason to lose what was learned
-            if self.state.progress.nimg == self._start_nimg:
-                raise
-            self._save_and_finish()
-            raise GanError(
-                f"{error}; the run is saved at {self._kimg} kimg: mend the dataset, then "
-                f"{run_folder.resume_command(self.run_dir)}"
-            ) from error
-        self.ticks.data_wait += time.perf_counter() - begin
-        return batch
+            if asked & (Asked.SAVE | Asked.SAVE_QUIETLY):
+                self._save(said=bool(asked & Asked.SAVE))
+            if not asked & Asked.WAIT:
+                return batch
+        return None
+
+    def _own_requests(self) -> Asked:
+        """What the first process asks for: a state, every so many minutes but not while a slow disk takes the last."""
+        asked = Asked(0)
+        if not self.world.is_first:
+            return asked
+        due = time.monotonic() > self._state_saved_at + self.config.save_every * 60
+        if due and self.state.progress.nimg > self._start_nimg and not self.files.outputs.has("state"):
+            asked |= Asked.SAVE_QUIETLY
+        if self.ticks.health.failed and self.config.on_divergence != "ignore":
+            asked |= Asked.FAILED
+        return asked
+
+    def _end_without_images(self) -> NoReturn:
+        """A file that is gone or damaged is no reason to lose what was learned."""
+        problem = self._turns.problem()
+        if self.state.progress.nimg == self._start_nimg:
+            raise self._of_all(problem)
+        self._save_and_finish()
+        resume = run_folder.resume_command(self.run_dir)
+        saved = f"{problem}; the run is saved at {self._kimg} kimg: mend the dataset, then {resume}"
+        raise self._of_all(GanError(saved)) from problem
+
+    def _of_all(self, error: GanError) -> GanError:
+        """An error that every process raises now."""
+        self._all_end = True
+        return error
 
     def _open_trackers(self) -> None:
+        if not self.world.is_first:
+            return
         progress = self.state.progress
         stats = JsonlTracker(self.run_dir, progress.nimg, self._tracker_state.get("unwritten_ticks"))
         mlflow = MlflowTracker(
@@ -231,6 +281,10 @@ class Trainer:
         self.print(f"{topic + ':':<11}{line}")
 
     def _announce(self, cache_lines: list[str]) -> None:
+        if not self.world.is_first:
+            self._says("Computing", resources.computing(self.device, self.state.G, self.half_dtype))
+            self._says("Kernels", resources.kernels_in_use())
+            return
         lines = announcement(
             self.config, self.run_dir, self.dataset, self.state, self.half_dtype, cache_lines=cache_lines
         )
@@ -238,15 +292,21 @@ class Trainer:
             self.print(line)
 
     def _add_first_sheets(self) -> None:
-        self.files.add_reals()
-        self.files.add_fakes("fakes_init.png", copy.deepcopy(self.state.G_ema), self.step.batch_gpu)
+        if self.world.is_first:
+            self.files.add_reals()
+        self.files.add_fakes("fakes_init.png", copy.deepcopy(self.state.G_ema), self.config.batch_gpu)
 
     def _end_tick(self) -> None:
         """Report, write what is due, and begin the next tick."""
         progress = self.state.progress
         self.files.trackers.tick(progress.nimg, self.ticks.record())
+        smallest = min(self.world.gather(self.step.batch_gpu, "the end of a tick"))
+        if smallest < self.config.batch_gpu:
+            self._remember_micro_batch(smallest)
         maintenance = time.monotonic()
         snapshot_due = self.complete or progress.tick % self.config.snap == 0
+        if snapshot_due:
+            self._compare(f"at {self._kimg} kimg")
         networks = self._add_snapshot() if snapshot_due else None
         self.ticks.begin_next()
         if snapshot_due:
@@ -256,25 +316,25 @@ class Trainer:
     def _add_snapshot(self) -> dict[str, Any]:
         """Snapshot and sheet; returns the copies of the networks that are in them."""
         self.files.outputs.make_room("snapshot")
-        networks = self._with_memory(self.state.copy_networks)
-        self.files.add_fakes(self.files.sheet_name, networks["G_ema"], self.step.batch_gpu)
-        self.files.add_snapshot(networks)
+        copies = self.state.copy_networks if self.world.is_first else self._copy_for_the_sheet
+        networks = self._with_memory(copies)
+        self.files.add_fakes(self.files.sheet_name, networks["G_ema"], self.config.batch_gpu)
+        if self.world.is_first:
+            self.files.add_snapshot(networks)
         return networks
 
-    def _save_if_due(self) -> None:
-        """When asked to, and every so many minutes, wherever the tick is; then not while a slow disk takes the last."""
-        asked = self._signals.take_save_request()
-        due = time.monotonic() > self._state_saved_at + self.config.save_every * 60
-        if asked or (due and not self.files.outputs.has("state")):
-            self._save(said=asked)
+    def _copy_for_the_sheet(self) -> dict[str, Any]:
+        return {"G_ema": copy.deepcopy(self.state.G_ema)}
 
     def _save(self, networks: dict[str, Any] | None = None, said: bool = False) -> None:
         """The training state of this moment; `networks`: copies that were made of them already."""
         self.state.progress.seconds = self.ticks.seconds
         self.files.outputs.make_room("state")
-        state = self._with_memory(functools.partial(self.state.copy, networks))
-        self.files.add_state(state, self.ticks.healthy_until, said)
-        self._state_saved_at = time.monotonic()
+        stats = self.state.stats.total(self.world)
+        if self.world.is_first:
+            state = self._with_memory(functools.partial(self.state.copy, networks))
+            self.files.add_state({**state, "stats": stats}, self.ticks.healthy_until, said)
+            self._state_saved_at = time.monotonic()
 
     def _with_memory(self, copy: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A copy on the device, for which recorded phases give way if they must."""
@@ -295,17 +355,39 @@ class Trainer:
     def _save_and_finish(self) -> None:
         self._save()
         self.files.outputs.finish()
-        self.files.require(state_files.NEWEST)
+        self._require(state_files.NEWEST)
+
+    def _require(self, *names: str) -> None:
+        """Raises GanError, in every process, if one of these files could not be written."""
+        problem = self.world.share(self.files.problem_with(*names), "the last files")
+        if problem is not None:
+            raise self._of_all(GanError(problem))
+
+    def _finish_what_was_due(self) -> None:
+        """What fell due before an error is worth having, as far as it takes no process that may be gone."""
+        try:
+            if self.world.size == 1 or self._all_end:
+                self.files.outputs.finish()
+            else:
+                self.files.outputs.finish_alone()
+        except Exception:  # the error comes first
+            self._all_end = False
+
+    def _close(self, outcome: Outcome) -> None:
+        self.files.outputs.close()
+        self.files.trackers.close(outcome.value)
+        if self._all_end:
+            with contextlib.suppress(DistributedError):  # who ends early has the others killed by what started them
+                self.world.gather(None, "the end of the run")
 
     def _end(self) -> Outcome:
         """Finish the files of a run that is complete, has failed, or was asked to stop."""
         if self.complete:
             self._finish_last_files()
             return Outcome.COMPLETE
-        if self._has_failed:
+        if self._turns.asked & Asked.FAILED:
             self.files.outputs.finish()
-            if not self._may_roll_back():
-                self._give_up()
+            self._give_up_or_roll_back()
             return Outcome.FAILED
         self._save_and_finish()
         self.print(f"Stopped at {self._kimg} kimg, saved; go on with: {run_folder.resume_command(self.run_dir)}")
@@ -315,23 +397,19 @@ class Trainer:
         wanted = self.config.on_divergence == "rollback" and not self.state.progress.rollbacks
         return wanted and self._states.healthy_nimg(self.ticks.healthy_until) is not None
 
-    def _give_up(self) -> NoReturn:
-        """Training has failed: say what can be done."""
-        healthy = self._states.healthy_nimg(self.ticks.healthy_until)
-        command = functools.partial(run_folder.resume_command, self.run_dir)
-        self.print(f"Health:    training has failed: {self.ticks.health.word}")
-        if healthy is None:
-            self.print("           no healthy state is kept")
-        elif self.state.progress.rollbacks:
-            self.print("           it had gone back once already")
-        else:
-            back = command("--on-divergence", "rollback")
-            self.print(f"           back to {in_kimg(healthy)} kimg, where it was healthy, at half the rates: {back}")
-        self.print(f"           on as it is: {command('--on-divergence', 'ignore')}")
-        self.print(f"           in a new run: {self.ticks.health.advice or 'lower --glr and --dlr'}")
-        raise FailedRunError(f"training has failed at {self._kimg} kimg: {self.ticks.health.word}")
+    def _give_up_or_roll_back(self) -> None:
+        """Training has failed. Raises FailedRunError unless it may go back."""
+        lost = f"training has failed at {self._kimg} kimg: {self.ticks.health.word}"
+        verdict = self.world.share(None if self._may_roll_back() else lost, "whether to go back")
+        if verdict is None:
+            return
+        if self.world.is_first:
+            healthy, went_back = self._states.healthy_nimg(self.ticks.healthy_until), self.state.progress.rollbacks > 0
+            for line in what_can_be_done(self.ticks.health, self.run_dir, healthy, went_back):
+                self.print(line)
+        raise self._of_all(FailedRunError(verdict))
 
     def _finish_last_files(self) -> None:
         self.files.outputs.finish()
-        self.files.require(self.files.sheet_name, self.files.snapshot_name, state_files.NEWEST)
+        self._require(self.files.sheet_name, self.files.snapshot_name, state_files.NEWEST)
         self.print(f"Done: {self._kimg} kimg in {self.run_dir}")

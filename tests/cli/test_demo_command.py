@@ -21,7 +21,7 @@ def test_the_demo_draws_packs_trains_samples_and_says_what_to_do_next(
     monkeypatch.chdir(tmp_path)
     # A hundred pictures in place of thousands, and four steps of training.
     monkeypatch.setattr(sources, "DemoSource", functools.partial(sources.DemoSource, count=100))
-    monkeypatch.setattr("gan.cli.train.resolve", lambda *about: dataclasses.replace(resolve(*about), total_kimg=0.064))
+    monkeypatch.setattr("gan.cli.order.resolve", lambda *about: dataclasses.replace(resolve(*about), total_kimg=0.064))
     result = CliRunner().invoke(main, ["demo", "--kimg", "1"])
     assert result.exit_code == 0, result.output
     for command in (

@@ -24,7 +24,7 @@ SURFACE = """
 --augpipe --p-max --resume --at --freezed --snap --keep --keep-every --save-every --keep-states --on-divergence --tick
 --seed --fp32 --workers --cache --cache-dir --desc --glr --dlr
 --cbase --cmax --map-depth --mbstd-group --device --precision --tf32 --cuda-graphs --ops --allow-partial
---list-tensors --pretrained-base --dry-run --json --help
+--list-tensors --max-restarts --dist-timeout --pretrained-base --dry-run --json --help
 """
 
 pytestmark = pytest.mark.usefixtures("light_runs")
@@ -128,7 +128,8 @@ def test_dry_run_creates_nothing_and_prints_the_plan(tiny_dataset: Path, outdir:
     assert result.exit_code == 0
     assert "Plan" in result.output
     assert "GB a process (estimated)" in result.output
-    assert "it would not start: --gpus 8" in result.output
+    assert "64 on 8 processes, 8 at a time in 1 round" in result.output
+    assert "it would not start" not in result.output  # a CPU has room for any number
     assert sorted(p.name for p in outdir.iterdir()) == before
 
 
@@ -194,7 +195,9 @@ def test_every_problem_is_listed_at_once_before_anything_is_made(
         (["--resume", "x" * 5000], "x: no such file or folder; give a run folder, a snapshot, or one of ffhq256"),
         (["--allow-partial"], "--allow-partial goes with --resume FILE; add it, or leave --allow-partial out"),
         (["--list-tensors"], "--list-tensors goes with --resume FILE; add it, or leave --list-tensors out"),
-        (["--gpus", 2], "--gpus 2: training on several GPUs is not there yet; use --gpus 1"),
+        (["--gpus", 2, "--device", "mps"], "--device mps: "),
+        (["--max-restarts", -1], "--max-restarts -1: must be a whole number from 0 on"),
+        (["--dist-timeout", 0], "--dist-timeout 0.0: must be greater than 0"),
         (["--device", "cpu", "--precision", "fp16"], "--precision fp16: CPUs have no fast float16"),
         (["--device", "cpu", "--cuda-graphs", "on"], "--cuda-graphs on: cpu has none; leave it out"),
         (
@@ -258,7 +261,7 @@ def test_a_file_without_a_generator_is_named(tiny_dataset: Path, whole: Path, tm
 def test_nothing_is_fetched_for_a_command_line_that_will_not_do(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gan.cli.train.opened", lambda *args, **kwargs: pytest.fail("opened"))
+    monkeypatch.setattr("gan.cli.order.opened", lambda *args, **kwargs: pytest.fail("opened"))
     for arguments in (["--data", tiny_dataset, "--gamma", -1], ["--data", tmp_path / "gone.zip"], [], ["--bacth", 3]):
         result = run_train(*arguments, "--resume", "https://example.invalid/net.pkl")
         assert result.exit_code == 2

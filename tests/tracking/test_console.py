@@ -163,3 +163,12 @@ def test_ctrl_c_is_not_swallowed():
 
     with pytest.raises(KeyboardInterrupt):
         Trackers([Interrupted()]).tick(0, {})
+
+
+def test_of_several_processes_only_the_first_has_a_log(tmp_path, capsys):
+    console = Console(tmp_path, total_kimg=1.0, logs=False)
+    console.print("seen")
+    console.log("nowhere")
+    console.close("FINISHED")
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == "seen\n"

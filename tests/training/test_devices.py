@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from test_step import tiny_config
@@ -9,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gan.errors import GanError, UsageError
 from gan.training import devices, resources
+from torch_utils.distributed import Place
 from torch_utils.ops import cuda_kernels, kernels
 from torch_utils.ops.kernel_state import KernelState
 
@@ -108,3 +111,61 @@ class TestKernelsInUse:
 
 def refuse(device: torch.device, mode: str) -> str:
     raise kernels.KernelError("warp spoils the device")
+
+
+class TestSeveralProcesses:
+    @pytest.fixture
+    def gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """There seem to be two."""
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    @pytest.mark.usefixtures("gpus")
+    def test_each_takes_a_gpu_of_its_own(self) -> None:
+        places = [Place(rank=2 + i, size=4, local_rank=i, local_size=2) for i in range(2)]
+        assert [devices.choose_device("auto", place) for place in places] == [torch.device("cuda", i) for i in range(2)]
+        assert devices.choose_device("auto", Place()) == torch.device("cuda")
+        assert devices.choose_device("cpu", places[1]) == torch.device("cpu")
+
+    @pytest.mark.usefixtures("gpus")
+    def test_more_processes_than_gpus_are_refused_before_any_is_started(self) -> None:
+        config = tiny_config(device="cuda", precision="fp32")
+        devices.check(dataclasses.replace(config, gpus=2))
+        with pytest.raises(UsageError) as raised:
+            devices.check(dataclasses.replace(config, gpus=3))
+        assert raised.value.problems == [
+            "--gpus 3: PyTorch finds 2 GPUs here, one for each process; use --gpus 2, or start processes on several "
+            "machines with torchrun (docs/scaling.md)"
+        ]
+        with pytest.raises(UsageError, match=r"^--gpus 3: "):
+            devices.choose_device("cuda", Place(rank=2, size=3, local_rank=2, local_size=3))
+
+    def test_a_batch_system_may_show_each_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        place = Place(rank=3, size=4, local_rank=3, local_size=4)
+        assert devices.choose_device("auto", place) == torch.device("cuda", 0)
+        with pytest.raises(UsageError, match=r"^--gpus 4: PyTorch finds 1 GPU here"):
+            devices.check(tiny_config(device="cuda", precision="fp32", gpus=4))
+
+    def test_two_on_one_gpu_and_different_kinds_are_refused(self) -> None:
+        assert devices.problems_together(["cpu", "cpu"], [None, None]) == []
+        assert devices.problems_together(["cuda", "cuda"], ["GPU-a", "GPU-b"]) == []
+        (same,) = devices.problems_together(["cuda"] * 3, ["GPU-a", "GPU-b", "GPU-a"])
+        assert same.startswith("rank 0 and rank 2 would compute on the same GPU (GPU-a); start at most one process")
+        (mixed,) = devices.problems_together(["cuda", "cpu"], ["GPU-a", None])
+        assert mixed.startswith("--device: rank 0 would compute on cuda, rank 1 on cpu; name one")
+
+    def test_cores_are_shared_unless_the_user_says_how_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[int] = []
+        monkeypatch.setattr(torch, "set_num_threads", seen.append)
+        monkeypatch.setattr(devices, "_threads_of_one", lambda: 7)
+        place = Place(rank=0, size=2, local_rank=0, local_size=2)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        devices.share_cores(place)
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        devices.share_cores(Place())
+        assert seen == []
+        devices.share_cores(place)
+        devices.share_cores(Place(rank=0, size=8, local_rank=0, local_size=8))
+        assert seen == [3, 1]

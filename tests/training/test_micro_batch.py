@@ -24,6 +24,8 @@ from gan.training.micro_batch import is_out_of_memory
 from gan.training.plan import MemoryEstimate, describe_plan
 from gan.training.state import TrainingState
 from gan.training.step import TrainStep
+from torch_utils.distributed import Place
+from torch_utils.world import World
 
 CPU = torch.device("cpu")
 
@@ -261,6 +263,31 @@ def test_a_configuration_is_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert line.startswith("--batch-gpu auto: 2 images at a time need about ")
     assert line.endswith(", but minibatch-stddev sees groups of 2 instead of 4")
     assert fit.fitted(found, CPU, torch.float32, dataset) == (found, None)
+
+
+class Both(World):
+    """Stands in for two processes of one machine."""
+
+    def __init__(self, other: object) -> None:
+        super().__init__(Place(rank=0, size=2, local_size=2))
+        self.other = other
+
+    def gather(self, value: Any, what: str) -> list[Any]:
+        return [value, self.other]
+
+
+@pytest.mark.parametrize(("other", "expected"), [([4, "that of rank 1"], 4), ([16, "more"], 8)])
+def test_several_processes_share_memory_and_take_what_fits_them_all(
+    other: list[Any], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(tiny_config(batch=32, batch_gpu="auto"), gpus=2, batch_gpu=16)
+    available = round((MemoryEstimate.of(config).total(8) / 0.7 + 1e-6) * 2**30)
+    monkeypatch.setattr(fit, "available_bytes", lambda: 2 * available)
+    dataset: Any = None
+    found, line = fit.fitted(config, CPU, torch.float32, dataset, Both(other))
+    assert (found.batch_gpu, found.fit_batch_gpu) == (expected, False)
+    assert line is not None
+    assert ("that of rank 1" in line) == (expected == 4)
 
 
 def test_only_what_divides_into_whole_groups_is_tried() -> None:

@@ -115,6 +115,32 @@ def test_waiting_is_said_once(outputs: Outputs, lines: list[str], monkeypatch: p
     assert lines == ["Finishing fakes.png"]
 
 
+def test_what_needs_processes_that_are_gone_is_left_out_with_all_that_is_due_after_it(outputs: Outputs) -> None:
+    done: list[str] = []
+    outputs.add(Output("net.pkl", "snapshot", lambda: done.append("snapshot")))
+    outputs.add(Output("fakes.png", "sheet", lambda: done.append("sheet"), deque([lambda: None] * 2)))
+    outputs.add(Output("state.pt", "state", lambda: done.append("state")))
+    outputs.advance()
+    outputs.finish_alone()
+    assert done == ["snapshot"]
+    assert not outputs.has("state")
+
+
+def test_who_writes_nothing_computes_and_waits_for_the_others() -> None:
+    done: list[str] = []
+    others_wait = [True, True, False]
+
+    def any_waits(waits: bool) -> bool:
+        done.append(f"asked, {waits}")
+        return others_wait.pop(0)
+
+    made = Outputs(torch.device("cpu"), print, lambda output, error: None, any_waits)
+    made.add(Output("fakes.png", "sheet", None, deque([lambda: done.append("portion")] * 2)))
+    made.finish()
+    assert done == ["portion", "portion", *["asked, False"] * 3]
+    made.close()
+
+
 def test_closing_drops_what_is_in_line(outputs: Outputs) -> None:
     done: list[str] = []
     outputs.add(Output("fakes.png", "sheet", lambda: done.append("sheet"), deque([lambda: None] * 5)))
