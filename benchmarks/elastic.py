@@ -62,7 +62,7 @@ def wait(happened: Callable[[], bool], seconds: float = 120) -> float:
     begin = time.monotonic()
     while not happened():
         if time.monotonic() > begin + seconds:
-            raise TimeoutError
+            raise TimeoutError(f"it did not happen within {seconds:g} s")
         time.sleep(0.05)
     return time.monotonic() - begin
 
@@ -93,7 +93,7 @@ def main() -> None:
 
         alone, pair, port = folder / "alone", folder / "pair", free_port()
         silent = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
-        subprocess.run([sys.executable, *train("alone")], check=True, **silent)  # type: ignore[call-overload]
+        subprocess.run([sys.executable, *train("alone")], check=True, **silent)
         first = Agent(port, folder, 1, train("pair"))
         time.sleep(1)
         second = Agent(port, folder, 2, train("pair"))

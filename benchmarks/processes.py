@@ -3,9 +3,11 @@
 * collectives: `World.average` and `World.agree` against bytes, over the loopback (gloo).
 * steps: real runs of `train.py` at equal images per process, one thread each: one process alone, two runs that know
   nothing of each other (they share caches and memory, and are what two processes could reach at best), two processes.
+  On Linux, with cores 0 and 1 and nothing beside it.
 * model: what published figures of networks make of the predicted steps of a GPU. Nothing in it is measured.
 
-Results are in benchmarks/results/processes.json; `--only` renews a part. `python benchmarks/report.py` prints them.
+Results are in benchmarks/results/processes.json; `--only` renews a part. `python benchmarks/report.py` prints them, and
+docs/scaling.md says what they mean. What else a step's cost grows with is `scaling.py`'s.
 """
 
 from __future__ import annotations
@@ -21,23 +23,44 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import harness
 import torch
 
+from gan.bench.images import random_dataset
+from gan.config import DataInfo, TrainConfig
+from gan.resolve import resolve
 from gan.tracking import jsonl
+from gan.train_options import TrainOptions
+from gan.training.disk import network_shapes
+from gan.training.run_folder import read_options
+from torch_utils import distributed
+from torch_utils.world import World, join
 
 ROOT = Path(__file__).parents[1]
 NAME = "processes"
 SIZES = tuple(4**i for i in range(1, 14))  # bytes, to 64 MB
 # A step has one reduction a phase: G main and D main, G path length every 4th, D R1 every 16th.
 G_REDUCTIONS, D_REDUCTIONS = 1 + 1 / 4, 1 + 1 / 16
-CASES: dict[str, list[object]] = {
-    "64 px, cbase 4096, cmax 128, 16 images": ["--res", 64, "--cbase", 4096, "--cmax", 128, "--batch", 16],
-    "32 px, full width, 8 images": ["--res", 32, "--batch", 8],
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A run whose steps are timed."""
+
+    res: int
+    images: int
+    """a process"""
+    width: tuple[str, ...] = ()
+    """options"""
+
+
+CASES = {
+    "64 px, cbase 4096, cmax 128, 16 images": Case(64, 16, ("--cbase", "4096", "--cmax", "128")),
+    "32 px, full width, 8 images": Case(32, 8),
 }
 
 
@@ -65,24 +88,21 @@ def collectives(processes: int) -> dict[str, Any]:
 
 def member() -> None:
     """One of the processes that are timed."""
-    from torch_utils import distributed
-    from torch_utils.world import join
-
     torch.set_num_threads(1)
     place = distributed.place()
     assert place is not None
-    world = join(place, "cpu", 60)
+    world = join(place, 60)
     average_us = {}
     for size in SIZES:
         flat = torch.ones(size // 4)
         average_us[size] = microseconds(lambda flat=flat: world.average(flat, "a test"), world)
-    agree_us = microseconds(lambda: world.agree(0), world)
+    agree_us = microseconds(lambda: world.agree(0, "a step"), world)
     if world.is_first:
         print(json.dumps({"average_us": average_us, "agree_us": agree_us}), flush=True)
     world.close()
 
 
-def microseconds(call: Any, world: Any, seconds: float = 1.0) -> float:
+def microseconds(call: Callable[[], object], world: World, seconds: float = 1.0) -> float:
     """Median of calls that all ranks make, as many as rank 0 has time for."""
     times: list[float] = []
     begin = time.perf_counter()
@@ -97,21 +117,30 @@ def microseconds(call: Any, world: Any, seconds: float = 1.0) -> float:
 # ---- steps
 
 
-def steps(options: list[object], ticks: int) -> dict[str, Any]:
-    """Milliseconds a step: alone, beside a stranger, and of two processes."""
-    from gan.bench.images import random_dataset
-
-    res, *rest = [str(option) for option in options[1:]]
-    batch = int(rest[rest.index("--batch") + 1])
+def steps(case: Case, ticks: int, measured: dict[str, float] | None) -> dict[str, Any]:
+    """Milliseconds a step: alone, beside a stranger, and of two processes; `measured`: the collectives of two."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        random_dataset(folder / "data.zip", (int(res), int(res)))
+        random_dataset(folder / "data.zip", (case.res, case.res))
 
         def start(outdir: str, processes: int, core: int | None = None) -> subprocess.Popen[str]:
-            shape = [*rest[: rest.index("--batch")], "--batch", batch * processes, "--batch-gpu", batch]
-            command: list[object] = [sys.executable, ROOT / "train.py", "--data", folder / "data.zip", *shape]
-            command += ["--outdir", folder / outdir, "--device", "cpu", "--snap", 1000, "--gpus", processes]
-            tick = 16 * batch * processes / 1000  # 16 steps: all phases in their proportions
+            batch = case.images * processes
+            command: list[object] = [sys.executable, ROOT / "train.py", "--data", folder / "data.zip", *case.width]
+            command += [
+                "--batch",
+                batch,
+                "--batch-gpu",
+                case.images,
+                "--outdir",
+                folder / outdir,
+                "--device",
+                "cpu",
+                "--snap",
+                1000,
+                "--gpus",
+                processes,
+            ]
+            tick = 16 * batch / 1000  # 16 steps: all phases in their proportions
             command += ["--tick", tick, "--kimg", 1000, "--workers", 0]
             pin = [] if core is None else ["taskset", "-c", core]
             return subprocess.Popen(
@@ -120,22 +149,29 @@ def steps(options: list[object], ticks: int) -> dict[str, Any]:
 
         def measure(**started: subprocess.Popen[str]) -> None:
             """Let the runs go until each has the ticks that are wanted."""
-            while any(len(records(folder / name)) < 2 + ticks for name in started):
-                assert all(process.poll() is None for process in started.values())
-                time.sleep(0.2)
-            for process in started.values():
-                process.terminate()
-            for process in started.values():
-                assert process.wait() == 130
+            try:
+                while any(len(records(folder / name)) < 2 + ticks for name in started):
+                    assert all(process.poll() is None for process in started.values()), "a run has ended by itself"
+                    time.sleep(0.2)
+            finally:
+                for process in started.values():
+                    process.terminate()
+                codes = [process.wait() for process in started.values()]
+            assert codes == [130] * len(codes), codes
 
         measure(alone=start("alone", 1, core=0))
         measure(stranger=start("stranger", 1, core=0), other=start("other", 1, core=1))
         measure(pair=start("pair", 2))
         found = {name: timing(folder / name, ticks) for name in ("alone", "stranger", "pair")}
+        if measured is not None:
+            sizes = gradient_bytes(read_options(next((folder / "pair").glob("0*"))))
+            found["pair"]["modelled_reduce_ms"] = reductions_ms(
+                *sizes, 2, measured["bus_gb_per_second"], measured["latency_us"]
+            )
     alone, stranger, pair = (found[name]["step_ms"]["median"] for name in found)
     return {
         **found,
-        "images_per_process": batch,
+        "images_per_process": case.images,
         "efficiency": alone / pair,
         "efficiency_against_strangers": stranger / pair,
         "share_of_reductions": found["pair"]["reduce_ms"] / pair,
@@ -175,14 +211,24 @@ class Fabric:
 
 
 FABRICS = (
-    Fabric("8 GPUs, NVLink 4", 8, 250, 15, 300, "nccl-tests#212, #272: 370 to 475 for far longer messages"),
+    Fabric(
+        "8 GPUs, NVLink 4", 8, 250, 15, 300, "nccl-tests#212, #272: 370 to 475 for longer messages; DeepEP#303: 10 us"
+    ),
     Fabric("8 GPUs, PCIe 5 alone", 8, 35, 45, 300, "8 x H100 PCIe 35 to 45; latency nccl#1530 (8 x RTX 4090)"),
-    Fabric("8 nodes of 8 GPUs, 8 x 400 Gb/s InfiniBand each", 64, 200, 80, 600, "nccl-tests#290: 46 to 48 per card"),
-    Fabric("8 nodes of 1 GPU, 400 Gb/s InfiniBand", 8, 41, 60, 500, "nccl-tests#232: 41 at 32 MB"),
-    Fabric("8 nodes of 1 GPU, 100 Gb/s Ethernet, TCP", 8, 6, 200, 500, "nccl#398: 6 sustained by 8 connections"),
+    Fabric(
+        "8 nodes of 8 GPUs, 8 x 400 Gb/s InfiniBand each",
+        64,
+        200,
+        80,
+        600,
+        "nccl-tests#290: 46 to 48 a card; the rest assumed",
+    ),
+    Fabric("8 nodes of 1 GPU, 400 Gb/s InfiniBand", 8, 41, 60, 500, "nccl-tests#232: 41 at 32 MB; latency assumed"),
+    Fabric("8 nodes of 1 GPU, 100 Gb/s Ethernet, TCP", 8, 6, 200, 500, "nccl#398: 6 sustained; latency assumed"),
 )
 # Seconds per thousand images of one H200, predicted (docs/performance.md), and the images a step that this was for.
 PREDICTED = {"auto 256": (1.8, 16), "auto 512": (6.5, 8), "paper1024": (12.5, 4)}
+GPUS = 8  # whose images each of any number of GPUs has
 LAUNCHES_MS = 5.0  # some 2,000 launches of 2.5 us, whatever the number of images
 BACKWARD = 0.5  # of a step, behind which reductions could be hidden
 MEMORY_GB = 3900  # GB/s of an H200, for random numbers that are written
@@ -194,8 +240,7 @@ def model(preset: str, fabric: Fabric) -> dict[str, float]:
     G_bytes, D_bytes, draws = numbers(preset)
     own = images_per_gpu(preset)
     alone = step_ms(sec_per_kimg, images, own)
-    wire = on_wire(G_bytes, fabric.ranks) * G_REDUCTIONS + on_wire(D_bytes, fabric.ranks) * D_REDUCTIONS
-    reductions = wire / fabric.bus_gb / 1e6 + (G_REDUCTIONS + D_REDUCTIONS) * fabric.latency_us / 1000
+    reductions = reductions_ms(G_bytes, D_bytes, fabric.ranks, fabric.bus_gb, fabric.latency_us)
     # Noise is drawn for the whole batch by every rank, in both main phases and for half of it in path length.
     more_draws = 4 * draws * own * (fabric.ranks - 1) * (2 + 1 / 8) / MEMORY_GB / 1e6
     besides = fabric.agree_us / 1000 + more_draws
@@ -229,31 +274,36 @@ def step_ms(sec_per_kimg: float, images: int, own: int) -> float:
 
 
 def images_per_gpu(preset: str) -> int:
-    """What the preset gives each of 8 GPUs."""
-    config = config_of(preset, 8)
-    return int(config.batch_size) // 8
+    """What the preset gives each of `GPUS`."""
+    return config_of(preset).batch_size // GPUS
+
+
+def reductions_ms(G_bytes: int, D_bytes: int, ranks: int, bus_gb: float, latency_us: float) -> float:
+    """Of a step."""
+    wire = on_wire(G_bytes, ranks) * G_REDUCTIONS + on_wire(D_bytes, ranks) * D_REDUCTIONS
+    return wire / bus_gb / 1e6 + (G_REDUCTIONS + D_REDUCTIONS) * latency_us / 1000
 
 
 def numbers(preset: str) -> tuple[int, int, int]:
     """Bytes of the gradients of G and of D, and noise values of one image."""
-    from gan.training.disk import network_shapes
-
-    G, D = network_shapes(config_of(preset, 8))
-    G_bytes, D_bytes = (4 * sum(p.numel() for p in network.parameters()) for network in (G, D))
+    config = config_of(preset)
+    G, _ = network_shapes(config)
     noise = sum(buffer.numel() for name, buffer in G.named_buffers() if name.endswith("noise_const"))
-    return G_bytes, D_bytes, noise
+    return (*gradient_bytes(config), noise)
 
 
-def config_of(preset: str, gpus: int) -> Any:
-    """The configuration of a preset and a size, such as "auto 256"."""
-    from gan.config import DataInfo
-    from gan.resolve import resolve
-    from gan.train_options import TrainOptions
+def gradient_bytes(config: TrainConfig) -> tuple[int, int]:
+    """Of G and of D."""
+    G, D = (4 * sum(p.numel() for p in network.parameters()) for network in network_shapes(config))
+    return G, D
 
+
+def config_of(preset: str) -> TrainConfig:
+    """The configuration of a preset and a size, such as "auto 256", on `GPUS`."""
     size = int(preset.removeprefix("auto ").removeprefix("paper"))
     cfg = preset.split()[0]
     data = DataInfo("data.zip", "data", 10000, size, size, 3, 0, None)
-    return resolve(TrainOptions(data="data.zip", cfg=cfg, gpus=gpus), data)
+    return resolve(TrainOptions(data="data.zip", cfg=cfg, gpus=GPUS), data)
 
 
 # ---- all of it
@@ -274,28 +324,29 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def parts(ticks: int, only: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each part and what it found."""
+def parts(ticks: int, only: list[str], results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each part and what it found; `results`: what is known."""
     if "collectives" in only:
         yield "collectives", {f"{n} processes": collectives(n) for n in (2, 4)}
     if "model" in only:
         yield "model", modelled()
     if "steps" in only:
-        yield "steps", {case: steps(options, ticks) for case, options in CASES.items()}
+        of_two = results.get("collectives", {}).get("2 processes")
+        yield "steps", {name: steps(case, ticks, of_two) for name, case in CASES.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     names = ("collectives", "model", "steps")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument("--ticks", type=int, default=3, help="of 16 steps, for each run of `steps`")
+    parser.add_argument("--ticks", type=int, default=2, help="of 16 steps, for each run of `steps`")
     parser.add_argument("--member", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.member:
         member()
         return
     results = harness.earlier(NAME, harness.RESULTS)
-    for name, found in parts(arguments.ticks, arguments.only):
+    for name, found in parts(arguments.ticks, arguments.only, results):
         results[name] = {"load_before": os.getloadavg()[0], **found}
         harness.write(NAME, results)
         print(json.dumps(found, indent=1))

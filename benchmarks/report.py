@@ -1,4 +1,7 @@
-"""The tables of docs/performance.md and reliability.md out of benchmarks/results/: `python benchmarks/report.py`."""
+"""The tables of docs/performance.md, reliability.md and scaling.md: `python benchmarks/report.py`.
+
+They are made of benchmarks/results/; what is not there is left out.
+"""
 
 from __future__ import annotations
 
@@ -135,24 +138,34 @@ def faults() -> None:
 
 
 def processes() -> None:
-    found = results("processes")
-    collectives = {name: of for name, of in found["collectives"].items() if isinstance(of, dict)}
-    header("averaging, by gloo on the loopback", *(f"{name}, ms" for name in collectives))
-    for size in next(iter(collectives.values()))["average_us"]:
-        row(f"{int(size):,} bytes", *(f"{of['average_us'][size] / 1000:.2f}" for of in collectives.values()))
-    row("agreeing on a step", *(f"{of['agree_us'] / 1000:.2f}" for of in collectives.values()))
-    if "steps" in found:
-        print()
-        header("ms a step", "one", "one beside another", "two processes", "reductions", "efficiency", "beside another")
-        for name, case in found["steps"].items():
-            if isinstance(case, dict):
-                runs = (spread(case[way]["step_ms"]) for way in ("alone", "stranger", "pair"))
-                shares = (case[f"{what}"] for what in ("efficiency", "efficiency_against_strangers"))
-                reductions = f"{case['pair']['reduce_ms']:.0f} ({case['share_of_reductions']:.0%})"
-                row(name, *runs, reductions, *(f"{share:.0%}" for share in shares))
-    print()
+    for part, table in (("collectives", collectives), ("steps", steps), ("model", model)):
+        found = results("processes").get(part)
+        if found is not None:
+            table({name: of for name, of in found.items() if name != "load_before"})
+            print()
+
+
+def collectives(found: dict[str, Any]) -> None:
+    header("averaging, by gloo on the loopback", *(f"{name}, ms" for name in found))
+    for size in next(iter(found.values()))["average_us"]:
+        row(f"{int(size):,} bytes", *(f"{of['average_us'][size] / 1000:.2f}" for of in found.values()))
+    row("agreeing on a step", *(f"{of['agree_us'] / 1000:.2f}" for of in found.values()))
+
+
+def steps(found: dict[str, Any]) -> None:
+    header("ms a step", "one", "one beside another", "two processes", "reductions", "efficiency", "beside another")
+    for name, case in found.items():
+        runs = (spread(case[way]["step_ms"]) for way in ("alone", "stranger", "pair"))
+        shares = (case[what] for what in ("efficiency", "efficiency_against_strangers"))
+        reductions = f"{case['pair']['reduce_ms']:.0f} ({case['share_of_reductions']:.0%})"
+        if "modelled_reduce_ms" in case["pair"]:
+            reductions += f", by the model {case['pair']['modelled_reduce_ms']:.0f}"
+        row(name, *runs, reductions, *(f"{share:.0%}" for share in shares))
+
+
+def model(found: dict[str, Any]) -> None:
     header("model", "images a GPU", "computing, ms", "reductions, ms", "efficiency", "if hidden", "sec/kimg")
-    for preset, fabrics in found["model"]["cases"].items():
+    for preset, fabrics in found["cases"].items():
         for fabric, of in fabrics.items():
             efficiency = (f"{of[name]:.0%}" for name in ("efficiency", "efficiency_if_hidden"))
             times = (f"{of[name]:.1f}" for name in ("alone_ms", "reductions_ms"))

@@ -1,6 +1,7 @@
-"""What the cost of a step grows with: `python benchmarks/scaling.py`, and `--plot` for the picture of the results.
+"""What the cost of a step of one process grows with: `python benchmarks/scaling.py`; `--plot` draws the results.
 
-Resolution, batch, augmentation probability and the number of images in the set, each alone, the rest as in `BASE`.
+Resolution, batch, augmentation probability and the number of images in the set, each alone, the rest as in `BASE`. For
+docs/performance.md; many processes, and docs/scaling.md, are `processes.py`'s.
 """
 
 from __future__ import annotations

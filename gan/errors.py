@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from torch_utils.distributed import LOST_EXIT_CODE
+
 
 class GanError(Exception):
     """Something the user can mend. The text is one line: what is wrong, in which file or flag, what to do.
@@ -28,7 +30,7 @@ class FailedRunError(GanError):
 class LostProcessError(GanError):
     """The processes that train together have lost each other: worth starting again."""
 
-    exit_code = 75
+    exit_code = LOST_EXIT_CODE
 
 
 class UsageError(GanError):

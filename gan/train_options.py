@@ -16,6 +16,7 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 CUDA_GRAPHS = ("auto", "on", "off")
 OPS = ("auto", "cuda", "ref")
 CACHES = ("auto", "device", "disk", "ram", "off")
+LONGEST_TIMEOUT = 1e6  # seconds: clocks of libraries overflow not far beyond
 DIVERGENCE = ("stop", "rollback", "ignore")
 
 
@@ -38,7 +39,9 @@ class TrainOptions:
     gamma: float | None = _opt(None, "Weight of the R1 regularisation")
     kimg: int | None = _opt(None, "Length of the run in thousands of images shown to the discriminator")
     batch: int | None = _opt(None, "Images per optimiser step, over all processes")
-    batch_gpu: int | str | None = _opt(None, "Images per process at a time, same result; auto: the most that fit")
+    batch_gpu: int | str | None = _opt(
+        None, "Images per process at a time: same but for rounding; auto: the most that fit"
+    )
     aug: str | None = _opt(None, "Augmentation: ada adapts its probability, fixed keeps --p, noaug has none")
     p: float | None = _opt(None, "Augmentation probability for --aug fixed")
     target: float | None = _opt(None, "Target of --aug ada for the mean sign of D on real images  [default: 0.6]")
@@ -128,9 +131,10 @@ def check_values(options: TrainOptions) -> list[str]:
         ("--dlr", o.dlr),
         ("--tick", o.tick),
         ("--save-every", o.save_every),
-        ("--dist-timeout", o.dist_timeout),
     ):
         require(name, rate, rate is None or rate > 0, "must be greater than 0")
+    bounds = f"must be greater than 0 and at most {LONGEST_TIMEOUT:.0f} seconds"
+    require("--dist-timeout", o.dist_timeout, usable_timeout(o.dist_timeout), bounds)
     require("--gamma", o.gamma, o.gamma is None or o.gamma >= 0, "must be at least 0")
     for name, share in (("--p", o.p), ("--p-max", o.p_max)):
         require(name, share, share is None or 0 <= share <= 1, "must be from 0 to 1")
@@ -147,6 +151,11 @@ def check_values(options: TrainOptions) -> list[str]:
     if o.desc is not None and ("/" in o.desc or "\\" in o.desc):
         problems.append(f"--desc {o.desc}: becomes part of a folder name; leave out the slashes")
     return problems + check_cache(o.cache, o.cache_dir)
+
+
+def usable_timeout(seconds: float) -> bool:
+    """Whether processes can wait for one another so long."""
+    return 0 < seconds <= LONGEST_TIMEOUT
 
 
 def _check_combinations(o: TrainOptions) -> list[str]:

@@ -74,6 +74,7 @@ def test_slurm(environment):
         ("n[3,5]", "n3"),
         ("r[1-2]x,b", "r1x"),
         ("a-1,b", "a-1"),
+        ("rack[1-2,4]node[03-04]x,b", "rack1node03x"),
     ],
 )
 def test_first_host_of_a_list(text, host):
@@ -104,11 +105,11 @@ def test_a_broken_environment_is_named(environment, base, name, value, words):
 def test_a_job_remembers(environment, tmp_path):
     environment(TORCHRUN | {distributed.JOB_FOLDER: str(tmp_path)})
     job = distributed.job()
-    assert (job.run_dir, job.failed, job.is_restart) == (None, None, False)
+    assert (job.run_dir, job.failed) == (None, None)
     job.remember("runs/größer")
     job.fail(3)
     again = Job(tmp_path)
-    assert (again.run_dir, again.failed, again.is_restart) == ("runs/größer", 3, True)
+    assert (again.run_dir, again.failed) == ("runs/größer", 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["failed", "run"]
 
 

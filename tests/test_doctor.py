@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import write_dataset
 
 import gan.augment
 import gan.networks  # noqa: F401  all operations that have kernels
@@ -612,14 +613,15 @@ class TestSurroundings:
         assert cache.text.startswith("there is no home folder")
         assert cache.remedy == "set XDG_CACHE_HOME to a folder that can be written to"
 
-    def test_a_dataset_and_its_cache(self, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        first, second = surroundings.data(str(tiny_dataset), None)
-        assert first.text == f"{tiny_dataset}: 40 images of 16x16"
+    def test_a_dataset_and_its_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = write_dataset(tmp_path / "pets.zip", 4)  # of its own: others leave a cache beside theirs
+        first, second = surroundings.data(str(data), None)
+        assert first.text == f"{data}: 4 images of 16x16"
         assert second.text.startswith("cache: disk, ")
         assert second.remedy is None
         monkeypatch.setattr("gan.data.cache.free_bytes", lambda folder: 10)
         monkeypatch.setattr("gan.data.cache.available_bytes", lambda: 10)
-        _, second = surroundings.data(str(tiny_dataset), None)
+        _, second = surroundings.data(str(data), None)
         assert second.text.startswith("cache: off, ")
         assert second.text.count("--cache-dir") == 1
         assert not second.good

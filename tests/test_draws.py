@@ -1,6 +1,8 @@
 """Random numbers of a batch in parts: those of the whole batch, dealt."""
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +42,33 @@ def test_parts_draw_what_the_whole_batch_draws(parts: int) -> None:
 
     assert torch.equal(dealt(noise_of, parts), noise)
     assert torch.equal(dealt(uniform_of, parts, dim=1), uniform)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 12])
+def test_what_is_large_is_drawn_in_blocks_that_are_the_same_for_all_parts(
+    parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draws, "_BLOCK", 80)  # 5 of the 12 samples of noise, 2 of the other draw
+    torch.manual_seed(5)
+    noise = torch.randn([12, 1, 4, 4])
+    torch.manual_seed(5)
+    uniform = torch.cat([torch.rand([32, 2]) for _ in range(6)], dim=1)
+    after = torch.randn(2)
+    sizes: list[int] = []
+
+    def counted(size: list[int], draw: Callable[..., torch.Tensor] = torch.randn, **kwargs: Any) -> torch.Tensor:
+        sizes.append(math.prod(size))
+        return draw(size, **kwargs)
+
+    def uniform_of(n: int) -> torch.Tensor:
+        own = draws.rand([32, n], CPU, dim=1)
+        assert torch.equal(torch.randn(2), after)
+        return own
+
+    assert torch.equal(dealt(uniform_of, parts, dim=1), uniform)
+    monkeypatch.setattr(torch, "randn", counted)
+    assert torch.equal(dealt(lambda n: draws.randn([n, 1, 4, 4], CPU), parts), noise)
+    assert sizes == [80, 80, 32] * parts
 
 
 def test_the_precision_is_the_one_asked_for() -> None:

@@ -1,10 +1,11 @@
 """Which of several processes this one is, as whoever started them says: torchrun, our own launcher, Slurm.
 
-Nothing else reads their environment variables. No torch in here.
+Nothing else reads their environment variables but for a word of the doctor's about Slurm. No torch in here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -106,8 +107,8 @@ def tasks_per_node(text: str) -> list[int]:
 
 def first_host(text: str) -> str:
     """Of Slurm's "node[01-04,7],b7" node01."""
-    match = re.match(r"([^\[,]*)(?:\[([^\],-]*)[^\]]*\]([^,]*))?", text)
-    return "".join(part or "" for part in match.groups()) if match else text
+    match = re.match(r"(?:[^\[,]|\[[^\]]*\])*", text)  # commas in brackets do not end it
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", match[0] if match else text)
 
 
 def _checked(place: Place) -> Place:
@@ -143,11 +144,18 @@ def _broken(name: str, what: str) -> DistributedError:
     )
 
 
+def launched() -> bool:
+    """Whether our own launcher has started this process."""
+    return JOB_FOLDER in os.environ
+
+
 class Job:
     """What workers that are started again learn from those before them: a folder of whoever starts them, on a node."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, start: Path | None = None) -> None:
         self.folder = folder
+        self._start = start or folder
+        """a folder for the time until workers are started again"""
 
     @property
     def run_dir(self) -> str | None:
@@ -173,10 +181,27 @@ class Job:
         """Workers that are started again are to end with this."""
         self._write("failed", str(exit_code))
 
-    @property
-    def is_restart(self) -> bool:
-        """Whether this worker replaces one."""
-        return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" or self.run_dir is not None
+    def give_up(self, rank: int) -> None:
+        """The others of this machine go on without one that did not come in time."""
+        with contextlib.suppress(OSError):
+            (self.folder / f"given-up.{rank}").touch()
+
+    def take_given_up(self) -> set[int]:
+        """Ranks that were given up since this was asked last."""
+        found = list(self.folder.glob("given-up.*"))
+        for path in found:
+            path.unlink(missing_ok=True)
+        return {int(path.suffix[1:]) for path in found}
+
+    def first(self, key: str) -> bool:
+        """Whether no other worker of this machine has asked this since they were started; better twice than never."""
+        try:
+            os.close(os.open(self._start / f"first-{key}", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        except OSError:
+            return True
+        return True
 
     def _write(self, name: str, text: str) -> None:
         # whole or not at all: several workers write it, and each may be killed meanwhile
@@ -192,10 +217,9 @@ def job() -> Job | None:
     """What this process's launcher keeps for its workers; None: nobody starts them again."""
     if "RANK" not in os.environ:
         return None
-    if folder := os.environ.get(JOB_FOLDER):
-        return Job(Path(folder))
     # torchrun's is RUN_ID_xyz/attempt_2/LOCAL_RANK/error.json
-    for parent in Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parents:
-        if parent.name.startswith("attempt_"):
-            return Job(parent.parent)
-    return None
+    parents = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parents
+    start = next((parent for parent in parents if parent.name.startswith("attempt_")), None)
+    if folder := os.environ.get(JOB_FOLDER):
+        return Job(Path(folder), start)
+    return None if start is None else Job(start.parent, start)

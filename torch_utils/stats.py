@@ -58,6 +58,7 @@ class Stats:
 
         All ranks call it. Sums are taken in the order of the ranks.
         """
+        world.meet("the statistics")  # before the device is read, which may wait for a rank that hangs
         names, own = list(self._moments), list(self._moments.values())
         rows = torch.stack(own).tolist() if own else []  # one read
         totals: dict[str, torch.Tensor] = {}

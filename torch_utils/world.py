@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
+import functools
 import io
 import json
 import os
 import socket
-import threading
+import sys
 import time
-import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
-from torch_utils.distributed import DistributedError, Place
+from torch_utils.distributed import LOST_EXIT_CODE, DistributedError, Place
+from torch_utils.meeting import in_words, meet, named, within
+from torch_utils.notes import Notes
+from torch_utils.watch import Pending, Watch
 
 _LOOK_SECONDS = 1.0  # a waiting process looks this often whether it has got a signal
 _CHUNK = 64 * 2**20  # bytes: each has the timeout for itself
-_STORE_SECONDS = 5.0  # for asking the store what became of the others: it may be gone itself
 
 
 class DifferentError(DistributedError):
@@ -42,6 +43,8 @@ class World:
         self.place = place or Place()
         self.hosts = [socket.gethostname()]
         """names of machines, by rank"""
+        self.on_hang: Callable[[str], None] = lambda text: print(f"error: {text}", file=sys.stderr, flush=True)
+        """told, in a thread of its own, why this process is about to end: a GPU waits for a rank that hangs"""
 
     @property
     def rank(self) -> int:
@@ -61,13 +64,15 @@ class World:
     def average(self, flat: torch.Tensor, what: str) -> None:
         """Replace a tensor, on any device, by its mean over the ranks; `what` it is, for whoever has to wait for it."""
 
-    def total(self, values: torch.Tensor, what: str) -> torch.Tensor:
-        """The sum over the ranks of a tensor on the CPU."""
-        return values
+    def use(self, device: torch.device) -> None:
+        """From now on `average` is for tensors on this device, of the same kind on all ranks, each its own."""
 
-    def agree(self, bits: int) -> int:
+    def agree(self, bits: int, what: str) -> int:
         """The bits that any rank has set."""
         return bits
+
+    def meet(self, what: str) -> None:
+        """Wait until all ranks have come here: to be called before a device is waited for."""
 
     def gather(self, value: Any, what: str) -> list[Any]:
         """The plain values (JSON) of all ranks, by rank, on every rank."""
@@ -87,6 +92,9 @@ class World:
     def doing(self, what: str) -> None:
         """Note what this process does now, for the others if it does not come to the next thing they do together."""
 
+    def leave(self, text: str) -> None:
+        """Note why this process ends: the others say it in place of that it was lost."""
+
     def first(self, key: str) -> bool:
         """Whether no other process has asked this before."""
         return True
@@ -98,140 +106,93 @@ class World:
 ALONE = World()
 
 
-def join(place: Place, device_type: str, timeout_s: float) -> World:
+def join(place: Place, timeout_s: float) -> World:
     """Meet the other processes. Raises DistributedError, naming those that do not come within the timeout."""
     if place.size == 1:
         return World(place)
-    timeout = datetime.timedelta(seconds=timeout_s)
-    gradients = None
     try:
-        store, hosts = _meet(_store(place, timeout), place, timeout_s)
-        group = dist.PrefixStore("group", store)
-        dist.init_process_group("gloo", store=group, rank=place.rank, world_size=place.size, timeout=timeout)
-        if device_type == "cuda" and dist.is_nccl_available():
-            # When its timeout is over NCCL ends the process without a word, so others have to speak before.
-            gradients = dist.new_group(backend="nccl", timeout=2 * timeout)
+        store, hosts = meet(place, timeout_s)
+        dist.init_process_group(
+            "gloo",
+            store=dist.PrefixStore("group", store),
+            rank=place.rank,
+            world_size=place.size,
+            timeout=datetime.timedelta(seconds=timeout_s),
+        )
     except DistributedError:
         raise
     except RuntimeError as error:
         raise DistributedError(
-            f"the {place.size} processes cannot be connected ({_first_line(error)}): is one of them gone, or a "
+            f"the {place.size} processes cannot be connected ({in_words(error)}): is one of them gone, or a "
             "firewall between them? GLOO_SOCKET_IFNAME names the network interface to use"
         ) from error
-    return _Group(place, store, hosts, gradients, timeout_s)
-
-
-def _store(place: Place, timeout: datetime.timedelta) -> dist.Store:
-    """Where all processes meet: made by rank 0, or by an agent."""
-    assert place.address is not None
-    assert place.port is not None
-    where = f"{place.address}:{place.port}"
-    if not place.serves:
-        _wait_for_answer((place.address, place.port), timeout.total_seconds())
-    try:
-        return dist.TCPStore(
-            place.address,
-            place.port,
-            is_master=place.serves,
-            timeout=timeout,
-            wait_for_workers=False,
-            multi_tenant=True,
-            use_libuv=os.name != "nt",  # not every build for Windows has it
-        )
-    except (RuntimeError, ValueError) as error:
-        raise DistributedError(
-            f"the processes cannot meet at {where} ({_first_line(error)}): MASTER_PORT names another port"
-        ) from error
-
-
-def _wait_for_answer(address: tuple[str, int], timeout_s: float) -> None:
-    """Until somebody is at an address. TCPStore would take twice the time for it, and print traces of C++."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            socket.create_connection(address, timeout=max(deadline - time.monotonic(), _LOOK_SECONDS)).close()
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise DistributedError(
-                    f"the processes cannot meet: nobody answers at {address[0]}:{address[1]} within {timeout_s:g} s "
-                    f"(--dist-timeout; {_first_line(error)}). Is rank 0 running there, and is the port open? "
-                    "MASTER_ADDR and MASTER_PORT name another"
-                ) from error
-        time.sleep(0.1)
-
-
-def _meet(store: dist.Store, place: Place, timeout_s: float) -> tuple[dist.Store, list[str]]:
-    """Of a store a part that these processes alone have, and the names of their machines."""
-    # torchrun's store outlives workers: what those before us left in it must not be taken for ours. So rank 0 names
-    # a meeting, each rank enters itself there, and goes when the list of those present has just it in it.
-    own = uuid.uuid4().hex
-    if place.is_first:
-        store.set("meeting", own)
-    meeting = own
-    deadline = time.monotonic() + timeout_s
-    while True:
-        if store.check(["meeting"]):
-            meeting = store.get("meeting").decode()
-            store.set(f"{meeting}/{place.rank}", json.dumps([own, socket.gethostname()]))
-            if place.is_first and store.check([f"{meeting}/{rank}" for rank in range(place.size)]):
-                everybody = [json.loads(store.get(f"{meeting}/{rank}")) for rank in range(place.size)]
-                store.set(f"{meeting}/present", json.dumps(everybody))
-            if store.check([f"{meeting}/present"]):
-                present = json.loads(store.get(f"{meeting}/present"))
-                if present[place.rank][0] == own:
-                    return dist.PrefixStore(meeting, store), [host for _, host in present]
-        if time.monotonic() > deadline:
-            named = store.check(["meeting"])
-            missing = [rank for rank in range(place.size) if named and not store.check([f"{meeting}/{rank}"])]
-            raise DistributedError(
-                f"{_ranks(missing or [0])} of {place.size} did not start within {timeout_s:g} s (--dist-timeout)"
-            )
-        time.sleep(0.02)
-
-
-def _ranks(ranks: list[int]) -> str:
-    names = [str(rank) for rank in ranks]
-    if len(names) == 1:
-        return f"rank {names[0]}"
-    return f"ranks {', '.join(names[:-1])} and {names[-1]}"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:150]
+    return _Group(place, hosts, Notes(store, place, hosts, timeout_s), timeout_s)
 
 
 class _Group(World):
     """Several processes, over PyTorch's default group."""
 
-    def __init__(self, place: Place, store: dist.Store, hosts: list[str], gradients: Any, timeout_s: float) -> None:
+    backend = "gloo"
+
+    def __init__(self, place: Place, hosts: list[str], notes: Notes, timeout_s: float) -> None:
         super().__init__(place)
         self.hosts = hosts
-        self.backend = "nccl" if gradients else "gloo"
-        self._store = store
-        self._gradients = gradients
-        """group of NCCL"""
+        self._notes = notes
+        self._nccl: dist.ProcessGroup | None = None
+        self._watch: Watch | None = None
         self._timeout_s = timeout_s
         self._sequence = 0
         """how many things it has come to that all do together"""
         self._error: DistributedError | None = None
 
+    def use(self, device: torch.device) -> None:
+        if device.type != "cuda" or not dist.is_nccl_available():
+            return
+
+        def connect() -> dist.ProcessGroup:
+            torch.cuda.set_device(device)  # of this thread
+            # Its timeout ends the process without a word, so others have to speak before.
+            group = dist.new_group(backend="nccl", timeout=2 * datetime.timedelta(seconds=self._timeout_s))
+            # It connects, and takes its memory, with the first reduction, which waits for all ranks without end.
+            dist.all_reduce(torch.zeros(1, device=device), group=group)
+            torch.cuda.synchronize(device)
+            return group
+
+        groups: list[dist.ProcessGroup] = []
+        self._together(lambda: groups.append(within(self._timeout_s, connect)), "the connection of the GPUs over NCCL")
+        (self._nccl,) = groups
+        self._watch = Watch(self._timeout_s, self._hangs)
+        self.backend = "nccl"
+
     def average(self, flat: torch.Tensor, what: str) -> None:
-        if self._gradients and flat.is_cuda:
-            self._together(lambda: dist.all_reduce(flat, group=self._gradients), what)  # only put into its queue
+        if self._nccl is not None and flat.is_cuda:
+            self._together(lambda: self._put_into_queue(flat, what), what)
         else:
             self._together(lambda: dist.all_reduce(flat, async_op=True), what)
         flat.div_(self.size)
 
-    def total(self, values: torch.Tensor, what: str) -> torch.Tensor:
-        result = values.clone()
-        self._together(lambda: dist.all_reduce(result, async_op=True), what)
-        return result
+    def _put_into_queue(self, flat: torch.Tensor, what: str) -> None:
+        assert self._watch is not None
+        pending = self._watch.begin(what, self._sequence)
+        dist.all_reduce(flat, group=self._nccl)
+        event = torch.cuda.Event()
+        event.record()
+        pending.event = event
 
-    def agree(self, bits: int) -> int:
+    def _hangs(self, pending: Pending, seconds: float) -> None:
+        """Called by the watch."""
+        try:
+            self.on_hang(self._notes.missed(pending.what, pending.sequence, seconds))
+        finally:
+            os._exit(LOST_EXIT_CODE)  # nothing else ends what waits for the device
+
+    def agree(self, bits: int, what: str) -> int:
         flags = torch.tensor([bits], dtype=torch.int64)
-        self._together(lambda: dist.all_reduce(flags, dist.ReduceOp.BOR, async_op=True), "the start of a step")
+        self._together(lambda: dist.all_reduce(flags, dist.ReduceOp.BOR, async_op=True), what)
         return int(flags.item())
+
+    def meet(self, what: str) -> None:
+        self.agree(0, what)
 
     def gather(self, value: Any, what: str) -> list[Any]:
         own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -256,11 +217,7 @@ class _Group(World):
         if not self.is_first:
             content = bytearray(int(length))
         for chunk in torch.frombuffer(content, dtype=torch.uint8).split(_CHUNK):
-
-            def send(chunk: torch.Tensor = chunk) -> Any:
-                return dist.broadcast(chunk, 0, async_op=True)
-
-            self._together(send, what)
+            self._together(functools.partial(dist.broadcast, chunk, 0, async_op=True), what)
         return value if self.is_first else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
     def collect(self, part: torch.Tensor, what: str) -> list[torch.Tensor] | None:
@@ -270,27 +227,33 @@ class _Group(World):
         return parts
 
     def require_same(self, tensors: Mapping[str, torch.Tensor], when: str) -> None:
-        device = next(iter(tensors.values())).device  # of all sums, so that there is one read
+        what = f"the comparison {when}"
+        self.meet(what)  # before the device is read, which may wait for a rank that hangs
+        device = max(tensors.values(), key=torch.Tensor.numel).device  # of all sums, so that there is one read
         sums = torch.stack([_checksum(tensor).to(device) for tensor in tensors.values()]).tolist()
-        first, *others = self.gather(dict(zip(tensors, sums, strict=True)), f"the comparison {when}")
+        first, *others = self.gather(dict(zip(tensors, sums, strict=True)), what)
         for name in first:
             different = [rank for rank, other in enumerate(others, 1) if other.get(name) != first[name]]
             if different:
                 raise DifferentError(
-                    f"{when} {name} of {_ranks(different)} differs from that of rank 0: the processes do not train "
+                    f"{when} {name} of {named(different)} differs from that of rank 0: the processes do not train "
                     "the same networks"
                 )
 
     def doing(self, what: str) -> None:
         self._note(what, False)
 
+    def leave(self, text: str) -> None:
+        self._notes.leave(text)
+
     def first(self, key: str) -> bool:
-        # A store that is gone is no reason for nobody to speak.
-        return self._ask(lambda: self._store.add(f"first/{key}", 1) == 1, True)
+        return self._notes.first(key)
 
     def close(self) -> None:
         if self._error is None:
-            self.agree(0)
+            self.meet("the end")
+            if self._watch is not None:
+                self._watch.close()
             dist.destroy_process_group()
 
     def _together(self, start: Callable[[], Any], what: str) -> None:
@@ -302,86 +265,27 @@ class _Group(World):
         begun = time.monotonic()
         try:
             work = start()
+        except TimeoutError as error:
+            self._fail(self._notes.missed(what, self._sequence, time.monotonic() - begun), error)
+        except RuntimeError as error:
+            self._fail(self._notes.failed(what, error), error)
+        try:
             while work is not None and not _wait(work):
                 pass
         except RuntimeError as error:
             seconds = time.monotonic() - begun
-            text = self._ask(lambda: self._what_happened(what, seconds), f"{self._store_gone()} ({what})")
-            self._error = DistributedError(text)
-            raise self._error from error
+            self._fail(self._notes.missed(what, self._sequence, seconds, in_words(error)), error)
 
     def _note(self, what: str, together: bool) -> None:
         try:
-            self._store.set(f"note/{self.rank}", json.dumps([self._sequence, together, what]))
-        except RuntimeError as error:
-            self._error = DistributedError(f"{self._store_gone()} ({what})")
-            raise self._error from error
+            self._notes.write(self._sequence, together, what)
+        except DistributedError as error:
+            self._error = error
+            raise
 
-    def _store_gone(self) -> str:
-        return (
-            f"{self.place.address}:{self.place.port}, where the processes meet, does not answer: what started them, or "
-            "rank 0, has ended or hangs, or its machine cannot be reached"
-        )
-
-    def _what_happened(self, what: str, seconds: float) -> str:
-        """Why something that all do together has failed, as far as the notes of the others tell."""
-        others = [rank for rank in range(self.size) if rank != self.rank]
-        # Whoever has found out before us is gone now, but not the cause.
-        left = [rank for rank in others if self._store.check([f"left/{rank}"])]
-        if left:
-            text = self._store.get(f"left/{left[0]}").decode()
-        else:
-            notes = {rank: self._read_note(rank) for rank in others}
-            behind = [rank for rank, (sequence, _, _) in notes.items() if sequence < self._sequence]
-            if seconds < 0.9 * self._timeout_s:
-                text = self._lost(behind or others, certain=bool(behind) or len(others) == 1, what=what)
-            elif behind:
-                text = self._late(behind, notes[behind[0]], what)
-            else:
-                text = (
-                    f"{what} did not end within {self._timeout_s:g} s (--dist-timeout), though all ranks came to it: "
-                    "the network between them stands still, or a rank was stopped within it"
-                )
-        self._store.set(f"left/{self.rank}", text)
-        return text
-
-    def _read_note(self, rank: int) -> tuple[int, bool, str]:
-        if not self._store.check([f"note/{rank}"]):
-            return 0, False, "starting"
-        sequence, together, what = json.loads(self._store.get(f"note/{rank}"))
-        return sequence, together, what
-
-    def _late(self, ranks: list[int], note: tuple[int, bool, str], what: str) -> str:
-        _, together, last = note
-        it, stopped = ("it", "it is stopped, hangs, or is") if len(ranks) == 1 else ("the first of them", "they are")
-        doing = f"the last that {it} came to was {last}" if together else f"{it} was last {last}"
-        return (
-            f"{self._named(ranks)} did not come to {what} within {self._timeout_s:g} s (--dist-timeout); {doing}: "
-            f"{stopped} {'very slow' if len(ranks) == 1 else 'stopped, hang, or are very slow'}"
-        )
-
-    def _lost(self, ranks: list[int], certain: bool, what: str) -> str:
-        named = self._named(ranks) if certain else f"one of {self._named(ranks)}"
-        return f"{named} was lost at {what}: the process has ended, or its machine cannot be reached"
-
-    def _named(self, ranks: list[int]) -> str:
-        """Ranks and, if there are several, their machines."""
-        if len(set(self.hosts)) == 1:
-            return _ranks(ranks)
-        return f"{_ranks(ranks)} ({', '.join(dict.fromkeys(self.hosts[rank] for rank in ranks))})"
-
-    def _ask(self, question: Callable[[], Any], otherwise: Any) -> Any:
-        """What the store answers to a question; `otherwise`: it does not."""
-        answers = []
-
-        def ask() -> None:
-            with contextlib.suppress(RuntimeError):
-                answers.append(question())
-
-        thread = threading.Thread(target=ask, daemon=True)  # a store whose process is stopped never answers
-        thread.start()
-        thread.join(_STORE_SECONDS)
-        return answers[0] if answers else otherwise
+    def _fail(self, text: str, error: Exception) -> NoReturn:
+        self._error = DistributedError(text)
+        raise self._error from error
 
 
 def _wait(work: Any) -> bool:

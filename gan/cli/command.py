@@ -9,6 +9,7 @@ import click
 
 from gan.errors import GanError, printable
 from gan.packages import required
+from torch_utils.distributed import STOPPED_EXIT_CODE
 
 
 class Option(click.Option):
@@ -56,7 +57,7 @@ class Command(click.Command):
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
-            ctx.exit(130)
+            ctx.exit(STOPPED_EXIT_CODE)
 
 
 def problems_of(ctx: click.Context) -> list[str]:

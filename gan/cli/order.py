@@ -15,6 +15,7 @@ from gan.errors import GanError, UsageError, printable
 from gan.image_size import describe_image
 from gan.resolve import resolve
 from gan.train_options import TrainOptions, check_options, check_resume_name, check_values
+from torch_utils import distributed
 from torch_utils.distributed import Place
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def order_of(
         notes = report.listing() if list_tensors else []
         of_source = [*report.lines(), *map(printable, source.notes), *notes]
         misfits = [] if report.whole else of_source
+    if "max_restarts" in typed and not distributed.launched():
+        notes = [*notes, "Restarts:  --max-restarts counts with --gpus N; torchrun has an option of its own"]
     return Order(config, dataset, run_dir, options.at, options.outdir, source, notes, of_source, misfits, refused)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ from torch_utils import distributed
 from torch_utils.distributed import DistributedError, Place
 
 if TYPE_CHECKING:
+    from gan.data.dataset import ImageDataset
     from torch_utils.world import World
 
 LOG_NAME = "log-rank{}.txt"
@@ -63,7 +65,10 @@ class Output:
             sys.stdout.flush()
             sys.stderr.flush()
             self._screen = os.dup(2)
-            self._early = tempfile.TemporaryFile()  # noqa: SIM115
+            try:
+                self._early = tempfile.TemporaryFile()  # noqa: SIM115
+            except OSError:  # no folder for it: it is lost, but for errors
+                self._early = open(os.devnull, "w+b")  # noqa: SIM115
             self._redirect(self._early.fileno())
 
     @property
@@ -122,14 +127,12 @@ class Ranks:
         self.output = Output(place)
         self.job = distributed.job()
 
-    def join(self, wanted_device: str, timeout: float) -> None:
+    def join(self, timeout: float) -> None:
         """Meet the others. Raises DistributedError, naming those that do not come."""
-        import torch
-
         from torch_utils.world import join
 
-        on_gpu = wanted_device in ("auto", "cuda") and torch.cuda.is_available()
-        self.world = join(self.place, "cuda" if on_gpu else "cpu", timeout)
+        self.world = join(self.place, timeout)
+        self.world.on_hang = self._hangs
 
     def run_to_go_on_with(self) -> Path | None:
         """The run of those that these processes replace; None: they replace none."""
@@ -137,11 +140,10 @@ class Ranks:
         known = [run for run in self.world.gather(own, "the start") if run is not None]
         return Path(known[0]) if known else None
 
-    def begin(self, run_dir: Path) -> None:
-        """The run folder is known: what replaces this process continues there."""
+    def remember(self, run_dir: Path) -> None:
+        """What replaces this process continues this run, whatever the command line says."""
         if self.job is not None:
             self.job.remember(str(run_dir))
-        self.output.move_to(run_dir)
 
     def require_none(self, problems: Sequence[str], exit_code: int = 2) -> None:
         """Raises GatheredError with the problems of all processes if any has one; `exit_code` if it is the first."""
@@ -161,25 +163,35 @@ class Ranks:
             yield
         except click.exceptions.Exit:
             raise
-        except GatheredError as error:
+        except (Exception, KeyboardInterrupt) as error:
+            # PyTorch's launcher asks those that are left to end, which this one does as soon as it has spoken.
+            _ignore("SIGTERM", "SIGINT")
+            self._end_with(error)
+
+    def _end_with(self, error: BaseException) -> NoReturn:
+        if isinstance(error, GatheredError):
             if self.place.is_first:
                 self.output.error(error.problems)
             self._end(error.exit_code)
-        except (LostProcessError, DistributedError) as error:
+        if isinstance(error, LostProcessError | DistributedError):
             time.sleep(_CAUSE_SECONDS)
             self._say(str(error).splitlines(), self._is_first_to("error"))
             self._end(LostProcessError.exit_code, for_good=False)
-        except GanError as error:
+        if isinstance(error, GanError):
             time.sleep(0.0 if self.place.is_first else _FIRST_SECONDS)
             self._say(str(error).splitlines(), self._is_first_cause())
             self._end(error.exit_code)
-        except KeyboardInterrupt:
+        if isinstance(error, KeyboardInterrupt):
             if self._is_first_to("interrupt"):
                 self.output.screen("interrupted\n")
+            self._is_first_to("error")  # that it is gone is no news then
+            self.world.leave(f"rank {self.place.rank} was interrupted")
             self._end(distributed.STOPPED_EXIT_CODE, for_good=False)
-        except Exception as error:
-            self._say_unknown(error)
-            self._end(1, for_good=False)
+        self._say_unknown(error)
+        self._end(1, for_good=False)
+
+    def _hangs(self, text: str) -> None:
+        self._say([text], self._is_first_to("error"))
 
     def _say(self, lines: Sequence[str], aloud: bool) -> None:
         if aloud:
@@ -187,7 +199,7 @@ class Ranks:
         elif not self.place.is_first:
             click.echo("".join(f"error: {printable(line)}\n" for line in lines), nl=False, err=True)
 
-    def _say_unknown(self, error: Exception) -> None:
+    def _say_unknown(self, error: BaseException) -> None:
         """An error that is not for people: its traceback is in the log, or on the screen if there is none."""
         details = traceback.format_exc()
         is_first = self._is_first_cause()
@@ -198,23 +210,29 @@ class Ranks:
         click.echo(details, nl=False, err=True)
         if not is_first:
             return
-        kind = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        words = " ".join(str(error).split())[:300]
+        kind = f"{type(error).__name__}: {words}" if words else type(error).__name__
         if self.output.in_file:
             self.output.error([f"{kind}; more in {LOG_NAME.format(self.place.rank)} of the run folder"])
         else:
             self.output.error([kind, *details.splitlines()])
 
     def _is_first_cause(self) -> bool:
-        """Whether a cause is news, which it is also after somebody has missed the process that it has befallen."""
+        """Whether a cause is news, which it is also after somebody has missed the process that it has befallen.
+
+        That somebody is lost is none any more then.
+        """
         first = self._is_first_to("cause")
         self._is_first_to("error")
         return first
 
     def _is_first_to(self, what: str) -> bool:
+        """Whether no other process is; without the store, where all meet, none of this machine."""
         try:
-            return self.world.first(what)
-        except Exception:  # the store is gone with whoever kept it: better twice than never
-            return True
+            first = self.world.first(what)
+        except Exception:  # it is gone with whoever kept it
+            first = True
+        return first and (self.job is None or self.job.first(what))
 
     def _end(self, exit_code: int, for_good: bool = True) -> NoReturn:
         """End this process; `for_good`: those that replace it are to end as well."""
@@ -229,7 +247,19 @@ def counted(typed: int | None, place: Place) -> tuple[int, list[str]]:
     """--gpus of processes that were started by others, and the problem if something else was typed."""
     if typed is None or typed == place.size:
         return place.size, []
-    return place.size, [f"--gpus {typed}: {place.size} processes were started; leave it out"]
+    were = "process was" if place.size == 1 else "processes were"
+    return place.size, [f"--gpus {typed}: {place.size} {were} started; leave it out"]
+
+
+def ignore_early_signals() -> None:
+    """There is nothing yet that SIGUSR1 could have saved, and by itself it ends a process."""
+    _ignore("SIGUSR1")
+
+
+def _ignore(*names: str) -> None:
+    for name in names:
+        with contextlib.suppress(AttributeError, ValueError):  # Windows has it not; in another thread
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def same_options(world: World, given: Mapping[str, Any]) -> list[str]:
@@ -240,6 +270,17 @@ def same_options(world: World, given: Mapping[str, Any]) -> list[str]:
         if different:
             shown = ", ".join("--" + name.replace("_", "-") for name in different)
             return [f"{shown}: rank {rank} ({world.hosts[rank]}) was started with something else; give all the same"]
+    return []
+
+
+def same_images(world: World, dataset: ImageDataset | None) -> list[str]:
+    """The problem with a machine whose copy of the dataset is another; None: this process could not open its own."""
+    first, *others = world.gather(None if dataset is None else dataset.fingerprint_anywhere, "the dataset")
+    for rank, other in enumerate(others, 1):
+        if other != first and None not in (first, other):
+            path = "" if dataset is None else f" {dataset.path}"
+            where = f"rank {rank} ({world.hosts[rank]})"
+            return [f"--data{path}: {where} has other images there than rank 0; copy the dataset to all machines"]
     return []
 
 
@@ -258,6 +299,7 @@ def _as_started(problem: str, place: Place) -> str:
     """A problem in the words of who has not typed --gpus, but started so many processes."""
     if any(argument.split("=")[0] == "--gpus" for argument in sys.argv):
         return problem
-    return problem.replace(f"--gpus {place.size} =", f"{place.size} processes =").replace(
+    count = "1 process" if place.size == 1 else f"{place.size} processes"
+    return problem.replace(f"--gpus {place.size} =", f"{count} =").replace(
         f"by --gpus {place.size};", f"by the {place.size} processes;"
     )

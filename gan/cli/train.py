@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from gan.cli.options import limit_spinning, parsed, train_options
 from gan.cli.order import Order, chosen, names_run, open_dataset, order_of, problems_here, run_to_continue
 from gan.config import TrainConfig
 from gan.errors import GanError, LostProcessError, UsageError
-from gan.train_options import TrainOptions
+from gan.packages import install, is_there
+from gan.train_options import TrainOptions, usable_timeout
 from torch_utils import distributed
 from torch_utils.distributed import DistributedError, Place
 
@@ -46,6 +48,8 @@ def _train(
     problems = problems_of(ctx)
     options = parsed(values, problems)
     typed = {field.name for field in dataclasses.fields(TrainOptions) if given(ctx, field.name)}
+    if as_json and not dry_run:
+        problems.append("--json goes with --dry-run only; add it, or leave --json out")
     place = ranks.here()
     if place is not None:  # somebody has started as many processes as there are to be
         gpus, problem = ranks.counted(options.gpus if "gpus" in typed else None, place)
@@ -56,8 +60,6 @@ def _train(
             return
         if not place.is_first:
             return
-    if as_json and not dry_run:
-        problems.append("--json goes with --dry-run only; add it, or leave --json out")
     order = order_of(options, typed, problems, bool(list_tensors))
     here = problems_here(order.config, place)
     if dry_run:
@@ -99,11 +101,17 @@ def _start(order: Order) -> None:
         run_dir = run_folder.create(order.outdir, config)
         complete = run.train(config, run_dir, dataset, start=order.source, notes=order.notes)
     if not complete:
-        click.get_current_context().exit(130)
+        click.get_current_context().exit(distributed.STOPPED_EXIT_CODE)
 
 
 def _launch(config: TrainConfig) -> int:
     """Have this command line run by as many processes as --gpus says; its exit code."""
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise GanError(f"no temporary folder can be written ({error.strerror}); TMPDIR names another") from error
+    if not is_there("psutil"):
+        raise GanError(f"--gpus {config.gpus} needs psutil: {install('psutil')}")
     from torch_utils.launch import launch
 
     command = [sys.executable, *sys.orig_argv[1:]]
@@ -117,12 +125,15 @@ def _train_together(
     place: Place, options: TrainOptions, typed: set[str], problems: list[str], list_tensors: bool
 ) -> None:
     """Be one of the processes that train. The first says what is done, as if it were alone; the others follow it."""
+    ranks.ignore_early_signals()
     job = distributed.job()
-    if job is not None and job.failed is not None:
-        click.get_current_context().exit(job.failed)  # it was said by those that these processes replace
+    if job is not None and job.failed is not None:  # those that these processes replace have said why
+        if place.local_rank == 0:
+            click.echo(f"started again in vain: mend the error above first (exit code {job.failed})", err=True)
+        click.get_current_context().exit(job.failed)
     party = ranks.Ranks(place)
     with party.speaking():
-        party.join(options.device, _patience(options, typed, party.job))
+        party.join(_patience(options, typed, party.job))
         problems += ranks.same_options(party.world, {name: getattr(options, name) for name in typed})
         order = _agreed_order(party, options, typed, problems, list_tensors)
         complete = _start_together(party, order)
@@ -134,12 +145,13 @@ def _patience(options: TrainOptions, typed: set[str], job: distributed.Job | Non
     """--dist-timeout, as typed or as the run has it: it is needed before anything else is known."""
     from gan.training import run_folder
 
-    run = None if job is None else job.run_dir
-    if "dist_timeout" in typed:
-        return options.dist_timeout if options.dist_timeout > 0 else TrainOptions.dist_timeout
-    with contextlib.suppress(GanError):
-        return run_folder.read_options(Path(run) if run else run_to_continue(options, []) or Path()).dist_timeout
-    return options.dist_timeout
+    begun = None if job is None else job.run_dir
+    has: TrainConfig | TrainOptions = options
+    with contextlib.suppress(GanError):  # it will be said when all have met
+        run_dir = run_to_continue(options, []) if begun is None else Path(begun)
+        has = options if run_dir is None else run_folder.read_options(run_dir)
+    seconds = options.dist_timeout if "dist_timeout" in typed else has.dist_timeout
+    return seconds if usable_timeout(seconds) else TrainOptions.dist_timeout
 
 
 def _agreed_order(
@@ -156,7 +168,7 @@ def _agreed_order(
         world.doing("reading the command line, the dataset and --resume")
         try:
             order = order_of(options, typed, problems, list_tensors, run_dir)
-            shared = [order.config.to_json(), None if order.run_dir is None else str(order.run_dir)]
+            shared = [order.config.to_json(), None if order.run_dir is None else str(order.run_dir), order.at]
             problems = order.refused
             for line in order.misfits if problems else ():
                 click.echo(line, err=True)
@@ -167,11 +179,12 @@ def _agreed_order(
         config = TrainConfig.from_json(shared[0], "rank 0")
         try:
             dataset = chosen(open_dataset(config.data.path, config.data.cond, config.cache, config.cache_dir), config)
-            order = Order(config, dataset, None if shared[1] is None else Path(shared[1]))
+            order = Order(config, dataset, None if shared[1] is None else Path(shared[1]), shared[2])
         except GanError as error:
             problems, exit_code = [*problems, *str(error).splitlines()], error.exit_code
     if order is not None:
         problems = problems_here(order.config, party.place) + problems
+    problems += ranks.same_images(party.world, None if order is None else order.dataset)
     party.require_none(problems, exit_code)
     assert order is not None  # or there was a problem
     return order
@@ -185,6 +198,7 @@ def _start_together(party: ranks.Ranks, order: Order) -> bool:
     device = devices.choose_device(config.device, place)
     found = world.gather([device.type, devices.identity(device)], "the devices")
     party.require_none(devices.problems_together([kind for kind, _ in found], [identity for _, identity in found]))
+    world.use(device)
     for first_of_machine in (True, False):  # what one has compiled the others find
         if (place.local_rank == 0) is first_of_machine:
             devices.prepare(config, place)
@@ -193,7 +207,9 @@ def _start_together(party: ranks.Ranks, order: Order) -> bool:
     if run_dir is None:
         made = str(run_folder.create(order.outdir, config)) if world.is_first else None
         run_dir = Path(world.share(made, "the run folder"))
-    party.begin(run_dir)
+    party.output.move_to(run_dir)
+    if order.at is None:
+        party.remember(run_dir)
     return run.train(
         config,
         run_dir,
@@ -203,6 +219,7 @@ def _start_together(party: ranks.Ranks, order: Order) -> bool:
         at=order.at,
         notes=[*order.notes, *([f"Processes: {ranks.described(world)}"] if world.size > 1 else [])],
         world=world,
+        begun=lambda: party.remember(run_dir),  # not before it has gone back, or --at would be forgotten
     )
 
 

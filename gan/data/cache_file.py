@@ -118,11 +118,9 @@ class FileStore(Store):
     def publish(self) -> None:
         self._pixels.close()  # Windows renames no file that is open
         self._file.close()
-        try:
+        # If another run has made it, it may be reading it: replacing it would take it away on NFS, and fail on Windows.
+        if problem_with(self.path, self._content) is not None:
             publish(self._temporary, self.path)
-        except OSError:
-            if problem_with(self.path, self._content) is not None:  # unless another run has made it
-                raise
         self._pixels = _Pixels(self.path, self._content.shape[1:])
         self.complete = True
         self._remove()

@@ -102,6 +102,12 @@ class ImageDataset:
         """Hex digest of all images in the dataset: other images, another fingerprint."""
         return self._files.fingerprint(self._names)
 
+    @property
+    def fingerprint_anywhere(self) -> str:
+        """Hex digest of all images and labels that a copy has too; of a folder by names and sizes alone."""
+        labels = [LABEL_FILE] if self.label_dim else []
+        return self._files.fingerprint([*self._names, *labels], times=False)
+
     def contents(self) -> list[tuple[Content, np.ndarray | None]]:
         """What a cache may hold: these images, or the whole dataset, with where they are in it."""
         path, shape = Path(os.path.abspath(self.path)), self.image_shape

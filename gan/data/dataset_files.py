@@ -47,14 +47,14 @@ class DatasetFiles:
         command = f"python dataset_tool.py --source {shlex.quote(str(self.path))} --dest {shlex.quote(dest)}"
         return f"pack it with: {command}" + (" --resolution {}x{}".format(*largest_trainable(size)) if size else "")
 
-    def fingerprint(self, names: list[str]) -> str:
+    def fingerprint(self, names: list[str], times: bool = True) -> str:
         """Hex digest of the files' names and sizes, and their checksums in a zip, their times in a folder."""
         digest, is_folder = hashlib.sha256(), self.path.is_dir()
         try:
             for name in names:
                 if is_folder:
                     status = os.stat(self.path / name)
-                    version = f"{status.st_size} {status.st_mtime_ns}"
+                    version = f"{status.st_size} {status.st_mtime_ns if times else ''}"
                 else:
                     info = self._zip.opened().getinfo(name)
                     version = f"{info.file_size} {info.CRC}"

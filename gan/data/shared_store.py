@@ -27,6 +27,7 @@ from gan.data.cache_file import (
     Content,
     file_size,
     header,
+    problem_with,
     remove_leftovers,
     remove_stale,
 )
@@ -58,6 +59,7 @@ class SharedStore(Store):
         place: this process.
         in_memory: the path is in a file system that is memory, and the file ends with its processes: it never appears,
             and when all of this machine have opened it its temporary name goes, so that no death leaves it behind.
+            Another run has one of its own, as its processes would be taken for those of this one.
     """
 
     complete = False
@@ -66,10 +68,10 @@ class SharedStore(Store):
         self.path, self.in_memory, self.kept, self._content = path, in_memory, False, content
         self._size = content.num_bytes // content.shape[0]
         self._first_missing = 0
-        if not in_memory:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(path)
-        self._temporary = path.with_name(f".{path.name}.{_machine_and_user()}.tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        run = f"{place.address}:{place.port}" if in_memory else ""
+        self._temporary = path.with_name(f".{path.name}.{_digits(run)}.tmp")
         making = _MAKING + header(content, checksums=True)[len(MAGIC) : _JOINED_AT]
         self._handle = _opened(self._temporary, making)
         self._leave = weakref.finalize(self, _leave, self._handle, self._temporary, os.getpid())  # also at exit
@@ -137,6 +139,10 @@ class SharedStore(Store):
 
     def _rename(self) -> None:
         """By way of a name of our own: the temporary one may by now be that of another file, which others make."""
+        if problem_with(self.path, self._content) is None:
+            # Another machine or run has made it; on NFS, replacing it would take it from whoever reads it there.
+            _remove(self._handle, self._temporary)
+            return
         own = temporary_beside(self.path)
         try:
             os.replace(self._temporary, own)
@@ -186,13 +192,18 @@ def _opened(path: Path, making: bytes) -> int:
     for _ in range(100):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(handle, path):  # nobody has it: it cannot become a cache while this is written
+                    _begin(handle, making)
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            if _is_at(handle, path):
-                _begin(handle, making)
+            if _is_at(handle, path) and _has_begun(handle, making):
                 return handle
-        except BlockingIOError:  # somebody is just about to remove it
+        except BlockingIOError:  # somebody is just about to begin or to remove it
             pass
         except BaseException:
+            if not _size(handle):  # where there are no locks, or no room
+                _remove(handle, path)
             os.close(handle)
             raise
         os.close(handle)
@@ -201,12 +212,27 @@ def _opened(path: Path, making: bytes) -> int:
 
 
 def _begin(handle: int, making: bytes) -> None:
-    """Write the header, if nobody has, or see that it is ours."""
+    """Write the header, also of what killed processes have left: that they had opened it does not count."""
+    _has_begun(handle, making)
+    whole = making.ljust(HEADER_BYTES, b"\0")
+    if os.pwrite(handle, whole, 0) < len(whole):
+        os.truncate(handle, 0)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _has_begun(handle: int, making: bytes) -> bool:
+    """Whether the header is there. Raises OSError if it is that of something else."""
     there = os.pread(handle, len(making), 0)
-    if not there:
-        os.pwrite(handle, making, 0)
-    elif there[len(MAGIC) :] != making[len(MAGIC) :] or there[: len(MAGIC)] not in (_MAKING, MAGIC):
+    if there and (there[len(MAGIC) :] != making[len(MAGIC) :] or there[: len(MAGIC)] not in (_MAKING, MAGIC)):
         raise OSError(errno.EEXIST, "its temporary name is that of something else")
+    return bool(there)
+
+
+def _size(handle: int) -> int | None:
+    """Bytes of the file; None: it does not say."""
+    with contextlib.suppress(OSError):
+        return os.fstat(handle).st_size
+    return None
 
 
 def _is_at(handle: int, path: Path) -> bool:
@@ -233,10 +259,10 @@ def _leave(handle: int, path: Path, pid: int) -> None:
             os.close(handle)
 
 
-def _machine_and_user() -> str:
-    """Eight hex digits: processes share a file if they share the memory in which the system holds it."""
+def _digits(run: str) -> str:
+    """Eight hex digits of the user, the run, and the machine: whose processes share the memory that holds a file."""
     try:
         machine = Path("/proc/sys/kernel/random/boot_id").read_text()
     except OSError:
         machine = socket.gethostname()
-    return hashlib.sha256(f"{machine}{os.getuid()}".encode()).hexdigest()[:8]
+    return hashlib.sha256(f"{machine}{os.getuid()}{run}".encode()).hexdigest()[:8]

@@ -19,7 +19,7 @@ _LITTLE_ROOM = 5e9
 _SERVER_SECONDS = 2.0
 _USEFUL = {  # module: its package, and what goes without it
     "pyspng": ("pyspng", "PNGs are decoded by Pillow, more slowly"),
-    "psutil": ("psutil", "memory reads 0"),
+    "psutil": ("psutil", "memory reads 0, and --gpus N does not work"),
     "requests": ("requests", "no networks from the web"),
     "scipy": ("scipy", "for metrics, of which there are none yet"),
     "imageio_ffmpeg": ("imageio-ffmpeg", "for videos, of which there are none yet"),

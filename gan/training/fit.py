@@ -17,6 +17,7 @@ from gan.training.micro_batch import at_a_time, groups_note, is_out_of_memory, r
 from gan.training.plan import MemoryEstimate
 from gan.training.state import TrainingState
 from gan.training.step import TrainStep
+from torch_utils.distributed import Place
 from torch_utils.world import ALONE, World
 
 # Of the free memory. The estimate is within 25 %, and 0.7 x 1.25 leaves an eighth: to the system's cache of the images,
@@ -36,7 +37,7 @@ def fitted(
         return config, None
     world.doing("looking for a --batch-gpu that fits")
     if device.type == "cuda":
-        on_device = _cached_on(device, config, dataset)
+        on_device = _cached_on(device, config, dataset, world.place)
 
         def attempt(batch_gpu: int) -> None:
             by_itself = World(world.place)  # which takes as much memory, and waits for nobody
@@ -88,9 +89,9 @@ def _succeeds(attempt: Callable[[int], None], size: int) -> bool:
     return True
 
 
-def _cached_on(device: torch.device, config: TrainConfig, dataset: ImageDataset) -> int:
+def _cached_on(device: torch.device, config: TrainConfig, dataset: ImageDataset, place: Place) -> int:
     """Bytes of the device that the cache of the images is going to take."""
-    choice = cache.choose(dataset, config.cache, config.cache_dir, torch.cuda.mem_get_info(device)[0])
+    choice = cache.choose(dataset, config.cache, config.cache_dir, torch.cuda.mem_get_info(device)[0], place)
     return choice.content.num_bytes if choice.mode == "device" else 0
 
 

@@ -47,7 +47,8 @@ class Outputs:
         device: where the outputs' tensors are.
         report: takes a line for people.
         failed: takes an output that could not be written, and why; called on the thread. What it raises is an error.
-        any_waits: told every half second whether this process still waits for files; whether any process does.
+        any_waits: told whether this process waits for a file of its own; whether any process does. While one waits all
+            are asked again, every half second at least.
     """
 
     def __init__(
@@ -78,10 +79,11 @@ class Outputs:
     def advance(self) -> None:
         """One portion of what is first in line, and to the thread with what is ready."""
         self._check()
-        if self._due and self._due[0].portions:
-            self._due[0].portions.popleft()()
-        while self._due and not self._due[0].portions:
-            self._hand_over(self._due.popleft())
+        self._hand_over_what_is_ready()  # before the portion: it may be due on one process only, the portion is on all
+        if self._due:
+            self._due[0].portions[0]()  # one that fails leaves its sheet incomplete
+            self._due[0].portions.popleft()
+            self._hand_over_what_is_ready()
 
     def has(self, kind: str) -> bool:
         """Whether an output of this kind is not written yet."""
@@ -90,7 +92,7 @@ class Outputs:
 
     def make_room(self, kind: str) -> None:
         """Wait until no output of this kind is left, so that memory holds one of them only; every process calls it."""
-        self._progress_until(lambda: all(output.kind != kind for output in self._unwritten))
+        self._progress_until(lambda: not self.has(kind))
 
     def finish(self) -> None:
         """Complete and write everything; every process calls it."""
@@ -98,8 +100,7 @@ class Outputs:
 
     def finish_alone(self) -> None:
         """Write what needs no other process any more; what does, and all that is due after it, is left out."""
-        while self._due and not self._due[0].portions:
-            self._hand_over(self._due.popleft())
+        self._hand_over_what_is_ready()
         with self._changed:
             for output in self._due:
                 self._unwritten.remove(output)
@@ -116,29 +117,30 @@ class Outputs:
             self._thread.join()
 
     def _progress_until(self, done: Callable[[], bool]) -> None:
-        """Do nothing else until then; a line says so when it takes more than a second.
+        """Do nothing else until it is so on every process; a line says so when it takes more than a second.
 
-        First all portions: where there are several processes, each computes its own, in the same order.
+        All processes advance as often, also those that wait for nothing: each portion is computed by all of them.
         """
         begin, said = time.monotonic(), False
-        while True:
+        while self._any_waits(not done()):
             self.advance()
-            if not self._due and not self._any_waits(not self._happens_soon(done)):
-                return
+            if not self._due:
+                with self._changed:  # not for ever: Ctrl-C is to get through
+                    self._changed.wait_for(lambda: self._error is not None or done(), timeout=0.5)
             if not said and time.monotonic() > begin + 1:
                 said = True
                 with self._changed:
                     names = ", ".join(output.name for output in self._unwritten)
                 self._report(f"Finishing {names or 'files'}")
-
-    def _happens_soon(self, done: Callable[[], bool]) -> bool:
-        with self._changed:  # not for ever: Ctrl-C is to get through
-            self._changed.wait_for(lambda: self._error is not None or done(), timeout=0.5)
-            return self._error is None and done()
+        self._check()
 
     def _check(self) -> None:
         if self._error is not None:
             raise self._error
+
+    def _hand_over_what_is_ready(self) -> None:
+        while self._due and not self._due[0].portions:
+            self._hand_over(self._due.popleft())
 
     def _hand_over(self, output: Output) -> None:
         if output.write is None:

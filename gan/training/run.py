@@ -36,6 +36,7 @@ def train(
     at: float | None = None,
     notes: Sequence[str] = (),
     world: World = ALONE,
+    begun: Callable[[], None] = lambda: None,
 ) -> bool:
     """Train in `run_dir`. Returns whether the run is complete (False: it was asked to stop, and can be continued).
 
@@ -45,6 +46,7 @@ def train(
         at: go back to the state of so many kimg first.
         notes: lines to say at the start.
         world: the processes that train together; only for the first need there be a run folder and a start.
+        begun: called, by every process, when the run has gone back as far as it is to.
 
     Raises GanError if another process trains there, if no state can be read, and if training has failed for good;
     LostProcessError if other processes of the run are gone.
@@ -79,6 +81,7 @@ def train(
                 notes=said,
                 world=world,
             )
+            begun()
             if trainer.complete:
                 trainer.settle()
                 return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from types import FrameType, TracebackType
@@ -20,7 +21,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.stop_requested = False
-        self.save_requested = False
+        self._save_requested_at: float | None = None
         self._previous: dict[int, Any] = {}
         self._stop_requested_at = 0.0
 
@@ -42,10 +43,13 @@ class Signals:
             signal.signal(number, handler)
         self._previous.clear()
 
-    def take_save_request(self) -> bool:
-        """Whether saving was asked for since the last call."""
-        requested, self.save_requested = self.save_requested, False
-        return requested
+    def take_save_request(self, saved_at: float = -math.inf) -> bool:
+        """Whether saving was asked for since the last call.
+
+        `saved_at`: when the last request was followed (`time.monotonic`); what was asked before or just after was that.
+        """
+        requested_at, self._save_requested_at = self._save_requested_at, None
+        return requested_at is not None and requested_at > saved_at + _SAME_SECONDS
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         again = number == signal.SIGINT or time.monotonic() > self._stop_requested_at + _SAME_SECONDS
@@ -56,4 +60,4 @@ class Signals:
         self.stop_requested = True
 
     def _save(self, number: int, frame: FrameType | None) -> None:
-        self.save_requested = True
+        self._save_requested_at = time.monotonic()

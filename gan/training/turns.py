@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import time
 from collections.abc import Callable
 
@@ -52,6 +53,7 @@ class Turns:
     def __init__(self, world: World, signals: Signals, own: Callable[[], Asked]) -> None:
         self._world, self._signals, self._own = world, signals, own
         self._batch: Batch | None = None
+        self._saves_at = -math.inf
 
     def look(self, batches: BatchStream) -> Batch | None:
         """The next batch, if it comes within a second and to all processes: none of them asks to wait then."""
@@ -68,7 +70,9 @@ class Turns:
             own |= Asked.NO_IMAGES
         elif self._batch is None:
             own |= Asked.WAIT
-        self.asked = Asked(self._world.agree(own))
+        self.asked = Asked(self._world.agree(own, "the start of a step"))
+        if self.asked & Asked.SAVE:
+            self._saves_at = time.monotonic()  # whoever started the processes may have told each of them
         if self.asked & Asked.WAIT:
             return None
         batch, self._batch = self._batch, None
@@ -76,7 +80,7 @@ class Turns:
 
     def any_waits(self, waits: bool) -> bool:
         """Whether any process waits for its files; all ask at the same time."""
-        return bool(self._world.agree(Asked.WAIT if waits else 0))
+        return bool(self._world.agree(Asked.WAIT if waits else 0, "the files of rank 0"))
 
     def problem(self) -> GanError:
         """Why there are no images, for all processes; one that has images itself says whose problem it is."""
@@ -88,6 +92,6 @@ class Turns:
         asked = self._own()
         if self._signals.stop_requested:
             asked |= Asked.STOP
-        if self._signals.take_save_request():
+        if self._signals.take_save_request(self._saves_at):
             asked |= Asked.SAVE
         return asked

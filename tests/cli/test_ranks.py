@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import platform
 import subprocess
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import run_train
+from tiny import write_dataset
 
+import torch_utils.world
 from gan.cli import ranks
+from gan.cli import train as command
+from gan.cli.order import Order
 from gan.cli.ranks import GatheredError
-from torch_utils.distributed import Place
+from gan.config import DataInfo
+from gan.data.dataset import ImageDataset
+from gan.errors import GanError
+from gan.resolve import resolve
+from gan.train_options import TrainOptions
+from gan.training import devices, run, run_folder
+from torch_utils.distributed import JOB_FOLDER, Job, Place
 from torch_utils.world import World
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +66,7 @@ def test_as_many_processes_count_as_were_started() -> None:
     place = Place(rank=1, size=4, local_rank=1, local_size=4)
     assert ranks.counted(None, place) == ranks.counted(4, place) == (4, [])
     assert ranks.counted(2, place) == (4, ["--gpus 2: 4 processes were started; leave it out"])
+    assert ranks.counted(2, Place()) == (1, ["--gpus 2: 1 process was started; leave it out"])
 
 
 def test_all_must_be_started_alike() -> None:
@@ -58,6 +74,28 @@ def test_all_must_be_started_alike() -> None:
     assert ranks.same_options(Told(1, [{"kimg": 1, "mirror": True}], ["a", "b"]), {"kimg": 2}) == [
         "--kimg, --mirror: rank 1 (b) was started with something else; give all the same"
     ]
+
+
+def test_all_must_have_the_same_images(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "a.zip", classes=2)
+    write_dataset(tmp_path / "b.zip", classes=2)
+    write_dataset(tmp_path / "other.zip", classes=4)
+    a, b, other = (ImageDataset(tmp_path / f"{name}.zip", use_labels=True) for name in ("a", "b", "other"))
+    assert ranks.same_images(Told(0, [b.fingerprint_anywhere], ["a", "b"]), a) == []
+    assert ranks.same_images(Told(0, [None], ["a", "b"]), a) == ranks.same_images(Told(1, [None], ["a", "b"]), a) == []
+    assert ranks.same_images(Told(0, [other.fingerprint_anywhere], ["a", "b"]), a) == [
+        f"--data {tmp_path / 'a.zip'}: rank 1 (b) has other images there than rank 0; copy the dataset to all machines"
+    ]
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        archive.extractall(tmp_path / "folder")
+        archive.extractall(tmp_path / "copy")
+    os.utime(next((tmp_path / "copy").rglob("*.png")), (1, 1))
+    folder, copy = (ImageDataset(tmp_path / name, use_labels=True) for name in ("folder", "copy"))
+    assert folder.fingerprint != copy.fingerprint
+    assert folder.fingerprint_anywhere == copy.fingerprint_anywhere
+    with open(tmp_path / "copy" / "dataset.json", "a") as file:
+        file.write(" ")
+    assert folder.fingerprint_anywhere != copy.fingerprint_anywhere
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -95,9 +133,92 @@ def test_what_does_not_divide_is_said_in_the_words_of_who_typed_no_number(monkey
     ]
 
 
+CPU_RUN = resolve(TrainOptions(data="x", device="cpu", dist_timeout=9), DataInfo("x", "tiny", 40, 16, 16, 3))
+
+
+def test_patience_is_that_of_the_run_unless_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = run_folder.create(tmp_path, CPU_RUN)
+    again, new = TrainOptions(resume=str(run_dir)), TrainOptions(data="x")
+    assert command._patience(again, set(), None) == 9
+    job = Job(tmp_path)
+    job.remember(str(run_dir))
+    assert command._patience(new, set(), job) == 9
+    for typed, counts in ((5, 5), (float("inf"), 600), (-1, 600)):
+        assert command._patience(dataclasses.replace(again, dist_timeout=typed), {"dist_timeout"}, None) == counts
+    monkeypatch.chdir(run_dir)  # a new run has nothing of the run in whose folder somebody types
+    assert command._patience(new, set(), None) == 600
+
+
+@pytest.mark.parametrize("at", [None, 0.5])
+def test_a_run_that_is_to_go_back_is_not_remembered_before_it_has(
+    at: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = []
+
+    def go_back(*args: Any, begun: Any, **kwargs: Any) -> bool:
+        known.append(one.job.run_dir)
+        begun()
+        known.append(one.job.run_dir)
+        return True
+
+    monkeypatch.setattr(run, "train", go_back)
+    monkeypatch.setattr(devices, "prepare", lambda *args: None)
+    one = party(World())
+    one.job = Job(tmp_path)
+    assert command._start_together(one, Order(CPU_RUN, None, tmp_path / "run", at))  # type: ignore[arg-type]
+    assert known == [None if at else str(tmp_path / "run"), str(tmp_path / "run")]
+
+
+def test_a_run_has_begun_when_it_has_gone_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    class Complete:
+        complete = True
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            events.append("all have its state")
+
+        def settle(self) -> None:
+            pass
+
+    run_dir = run_folder.create(tmp_path, CPU_RUN)
+    monkeypatch.setattr(run, "_state_to_go_on_from", lambda *args: events.append("gone back"))
+    monkeypatch.setattr(run, "Trainer", Complete)
+    dataset: Any = None
+    assert run.train(CPU_RUN, run_dir, dataset, continued=True, at=0.5, begun=lambda: events.append("begun"))
+    assert events == ["gone back", "all have its state", "begun"]
+
+
+def test_workers_that_are_started_in_vain_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Job(tmp_path).fail(3)
+    monkeypatch.setenv(JOB_FOLDER, str(tmp_path))
+    said = {}
+    for rank in (0, 1):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": 1}
+        for name, value in {**place, "MASTER_ADDR": "localhost"}.items():
+            monkeypatch.setenv(name, str(value))
+        result = run_train("--data", "x.zip")
+        assert result.exit_code == 3
+        said[rank] = result.output
+    assert said == {0: "started again in vain: mend the error above first (exit code 3)\n", 1: ""}
+
+
+def test_what_keeps_processes_from_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "is_there", lambda module: module != "psutil")
+    with pytest.raises(GanError, match=r"^--gpus 1 needs psutil: python -m pip install .*psutil$"):
+        command._launch(CPU_RUN)
+
+    def nowhere() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    with pytest.raises(GanError, match=r"No usable temporary directory found in \['/tmp'\]\); TMPDIR names another"):
+        command._launch(CPU_RUN)
+
+
 # A process of rank 1 for each way to end, and one of rank 0; PyTorch is loaded once.
 _ENDINGS = """
-import json, os, sys, tempfile
+import json, os, signal, sys, tempfile
 from pathlib import Path
 from gan.cli import ranks
 from gan.errors import FailedRunError, LostProcessError
@@ -111,7 +232,16 @@ class First(World):
     def first(self, what):
         return what not in self.said
 
-def case(name, error, rank=1, said=(), run_dir=True):
+    def leave(self, text):
+        (folder / "left").write_text(text)
+
+def asked_to_end(seconds):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def no_folder():
+    raise FileNotFoundError("No usable temporary directory found")
+
+def case(name, error, rank=1, said=(), run_dir=True, here=None):
     own = folder / name
     own.mkdir()
     child = os.fork()
@@ -119,13 +249,22 @@ def case(name, error, rank=1, said=(), run_dir=True):
         screen = os.open(own / "screen", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(screen, 1)
         os.dup2(screen, 2)
+        if name == "asked to end":
+            ranks.time.sleep = asked_to_end
+        if name == "cause comes":
+            ranks.time.sleep = lambda seconds: Job(own).first("error")
+        if name == "no folder":
+            tempfile.TemporaryFile = no_folder
+        if here:
+            Job(own).first(here)
         party = ranks.Ranks(Place(rank=rank, size=2, local_rank=rank, local_size=2))
         party.world, party.job = First(party.place), Job(own)
         party.world.said = said
         with party.speaking():
             print("early")
             if run_dir:
-                party.begin(own / "run-dir")
+                party.output.move_to(own / "run-dir")
+                party.remember(own / "run-dir")
             os.write(1, b"late, past Python\\n")
             raise error
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -137,20 +276,26 @@ def case(name, error, rank=1, said=(), run_dir=True):
         "log": log.read_text() if log.exists() else None,
         "failed": job.failed,
         "run": job.run_dir,
+        "loss is news": job.first("error"),
     }
 
-print(json.dumps({
+cases = {
     "people": case("people", FailedRunError("it diverged")),
     "late": case("late", FailedRunError("it diverged"), said=("error", "cause")),
     "missed": case("missed", FailedRunError("it diverged"), said=("error",)),
     "lost late": case("lost late", LostProcessError("rank 0 is gone"), said=("error", "cause")),
     "first": case("first", FailedRunError("it diverged"), rank=0, run_dir=False),
     "lost": case("lost", LostProcessError("rank 0 is gone")),
+    "lost, the store too": case("lost, the store too", LostProcessError("rank 0 is gone"), here="error"),
+    "asked to end": case("asked to end", LostProcessError("rank 0 is gone")),
+    "cause comes": case("cause comes", LostProcessError("rank 0 is gone")),
+    "no folder": case("no folder", ValueError()),
     "unknown": case("unknown", ValueError("odd")),
     "unknown early": case("unknown early", ValueError("odd"), run_dir=False),
     "interrupted": case("interrupted", KeyboardInterrupt()),
     "gathered": case("gathered", ranks.GatheredError(["--batch 3: no"], 2)),
-}))
+}
+print(json.dumps({**cases, "left": (folder / "left").read_text()}))
 """
 
 
@@ -194,6 +339,26 @@ def test_a_lost_process_is_worth_starting_again(endings: Any) -> None:
     assert found["screen"] == f"rank 1 ({HOST}): error: rank 0 is gone\n"
 
 
+def test_without_the_store_an_error_is_said_once_on_a_machine(endings: Any) -> None:
+    assert endings["lost, the store too"]["screen"] == ""
+    assert endings["lost, the store too"]["exit"] == 75
+
+
+def test_who_has_lost_others_waits_for_somebody_who_knows_why(endings: Any) -> None:
+    assert (endings["cause comes"]["exit"], endings["cause comes"]["screen"]) == (75, "")
+
+
+def test_who_is_about_to_say_why_is_not_kept_from_it(endings: Any) -> None:
+    assert (endings["asked to end"]["exit"], endings["asked to end"]["screen"]) == (75, endings["lost"]["screen"])
+
+
+def test_without_a_temporary_folder_only_errors_are_kept(endings: Any) -> None:
+    assert endings["no folder"]["screen"] == (
+        f"rank 1 ({HOST}): error: ValueError; more in log-rank1.txt of the run folder\n"
+    )
+    assert endings["no folder"]["log"].startswith("late, past Python\nTraceback")
+
+
 def test_a_traceback_goes_to_the_log_if_there_is_one(endings: Any) -> None:
     found = endings["unknown"]
     assert found["screen"] == f"rank 1 ({HOST}): error: ValueError: odd; more in log-rank1.txt of the run folder\n"
@@ -206,3 +371,18 @@ def test_a_second_ctrl_c_and_what_all_have_found_end_without_a_word_of_the_other
     assert (endings["interrupted"]["exit"], endings["interrupted"]["screen"]) == (130, "interrupted\n")
     assert (endings["gathered"]["exit"], endings["gathered"]["screen"]) == (2, "")
     assert (endings["interrupted"]["failed"], endings["gathered"]["failed"]) == (None, 2)
+    assert endings["left"] == "rank 1 was interrupted"
+    assert not endings["interrupted"]["loss is news"]
+    assert endings["gathered"]["loss is news"]
+
+
+def test_that_a_gpu_waits_for_a_rank_that_hangs_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch_utils.world, "join", lambda place, timeout: World(place))
+    one = ranks.Ranks(Place())
+    one.job = Job(tmp_path)
+    one.join(1.0)
+    one.world.on_hang("rank 1 did not come")
+    one.world.on_hang("rank 1 did not come")
+    assert capsys.readouterr().err == "error: rank 1 did not come\n"

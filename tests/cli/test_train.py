@@ -198,6 +198,7 @@ def test_every_problem_is_listed_at_once_before_anything_is_made(
         (["--gpus", 2, "--device", "mps"], "--device mps: "),
         (["--max-restarts", -1], "--max-restarts -1: must be a whole number from 0 on"),
         (["--dist-timeout", 0], "--dist-timeout 0.0: must be greater than 0"),
+        (["--dist-timeout", "inf"], "--dist-timeout inf: must be greater than 0 and at most 1000000 seconds"),
         (["--device", "cpu", "--precision", "fp16"], "--precision fp16: CPUs have no fast float16"),
         (["--device", "cpu", "--cuda-graphs", "on"], "--cuda-graphs on: cpu has none; leave it out"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import itertools
 import multiprocessing
@@ -367,6 +368,63 @@ class TestStreams:
         assert all(line.startswith("complete in ") for lines in said for line in lines)
         assert is_complete(data)
 
+    @pytest.mark.parametrize("processes", [1, 2])
+    def test_a_cache_that_another_run_has_completed_is_not_replaced(self, data: Path, processes: int) -> None:
+        """On NFS it would be gone for the run that reads it."""
+        streams = [opened(data, rank, processes) for rank in range(processes)]
+        other = opened(data, 0, 1)
+        take(other, 2 * EPOCH)
+        other.close()
+        complete = ImageDataset(data).content().file_in(data.parent)
+        before = complete.stat().st_ino
+        found = in_turn(streams, 16 * EPOCH)
+        for stream in streams:
+            stream.close()
+            assert stream._store is not None
+            assert stream._store.complete
+        assert complete.stat().st_ino == before
+        assert all(same(mine, expected(data, rank, processes, 16 * EPOCH)) for rank, mine in enumerate(found))
+        assert is_complete(data)
+
+    def test_one_that_is_slow_to_begin_a_file_does_no_harm_to_what_others_complete(
+        self, data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        content, real, others = ImageDataset(data).content(), os.pwrite, [1]
+
+        def pwrite(*arguments: Any) -> int:
+            if others:
+                other = opened(data, others.pop())
+                take(other, 16 * EPOCH)
+                other.close()
+            return real(*arguments)
+
+        monkeypatch.setattr(shared_store.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(shared_store.os, "pwrite", pwrite)
+        SharedStore(content, content.file_in(data.parent), place(0)).close()
+        assert others == []
+        assert is_complete(data)
+
+    def test_memory_is_shared_within_a_run_and_its_name_stays_until_all_are_there(
+        self, data: Path, memory: Path
+    ) -> None:
+        content, path = ImageDataset(data).content(), memory / "pets.ram"
+
+        def join(rank: int, port: int) -> SharedStore:
+            return SharedStore(content, path, dataclasses.replace(place(rank), address="a", port=port), in_memory=True)
+
+        killed = join(0, 1)
+        killed._leave.detach()
+        os.close(killed._handle)
+        first = join(1, 1)
+        (left,) = memory.iterdir()
+        others = [join(rank, 2) for rank in range(2)]
+        assert list(memory.iterdir()) == [left]
+        last = join(0, 1)
+        assert list(memory.iterdir()) == []
+        image = np.full((1, *content.shape[1:]), 7, dtype=np.uint8)
+        first.put(np.array([3]), image)
+        assert [bool(store.has(np.array([3]))[0]) for store in (last, *others)] == [True, False, False]
+
     @pytest.mark.parametrize("kind", ["foreign", "link", "folder", "no locks"])
     def test_where_no_file_can_be_shared_each_has_its_own(
         self, data: Path, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -397,7 +455,7 @@ class TestStreams:
             assert stream.lines[1].startswith("each process fills its own: ")
             stream.close()
         assert data.read_bytes() == before
-        assert (kind != "no locks") == temporary.is_symlink() or temporary.exists()
+        assert (temporary.is_symlink() or temporary.exists()) == (kind != "no locks")
         assert len(list(data.parent.glob("*.cache"))) == 1
 
     def test_images_kept_on_the_device_are_shares_too(self, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,15 @@ class TestSeveralProcesses:
         with pytest.raises(UsageError, match=r"^--gpus 4: PyTorch finds 1 GPU here"):
             devices.check(tiny_config(device="cuda", precision="fp32", gpus=4))
 
+    @pytest.mark.usefixtures("gpus")
+    def test_everything_in_a_process_happens_on_its_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        taken: list[torch.device] = []
+        monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+        monkeypatch.setattr(devices, "prepare_kernels", lambda ops, device: taken.append(device))
+        place = Place(rank=1, size=2, local_rank=1, local_size=2)
+        devices.prepare(tiny_config(device="cuda", precision="fp32"), place)
+        assert taken == [torch.device("cuda", 1)] * 2  # before kernels are built for it
+
     def test_two_on_one_gpu_and_different_kinds_are_refused(self) -> None:
         assert devices.problems_together(["cpu", "cpu"], [None, None]) == []
         assert devices.problems_together(["cuda", "cuda"], ["GPU-a", "GPU-b"]) == []

@@ -60,6 +60,20 @@ def test_files_are_written_in_the_order_in_which_they_fell_due(outputs: Outputs)
     assert done[4:] == ["state"]
 
 
+def test_a_sheet_for_which_nobody_has_to_wait_is_computed_between_the_steps(outputs: Outputs) -> None:
+    done: list[str] = []
+    outputs.add(Output("reals.png", "sheet", lambda: None))
+    outputs.add(Output("fakes.png", "sheet", lambda: None, deque([lambda: done.append("portion")] * 3)))
+    outputs.add(Output("net.pkl", "snapshot", lambda: None))
+    outputs.make_room("state")
+    assert done == []
+    for step in (1, 2):
+        outputs.advance()
+        assert len(done) == step  # with the first step too, as on a process that has no other files
+    outputs.make_room("snapshot")
+    assert len(done) == 3
+
+
 def test_an_error_is_raised_in_training_and_nothing_after_it_is_written(outputs: Outputs) -> None:
     done: list[str] = []
 
@@ -137,7 +151,7 @@ def test_who_writes_nothing_computes_and_waits_for_the_others() -> None:
     made = Outputs(torch.device("cpu"), print, lambda output, error: None, any_waits)
     made.add(Output("fakes.png", "sheet", None, deque([lambda: done.append("portion")] * 2)))
     made.finish()
-    assert done == ["portion", "portion", *["asked, False"] * 3]
+    assert done == ["asked, True", "portion", "asked, True", "portion", "asked, False"]
     made.close()
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import multiprocessing
 import re
 import signal
 import socket
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,8 +32,11 @@ from gan.train_options import TrainOptions
 from gan.training import run, run_folder, ticks, trainer
 from gan.training.grid import FakesSheet
 from gan.training.health import Health
+from gan.training.outputs import Output, Outputs
+from gan.training.signals import Signals
 from gan.training.state import TrainingState
 from gan.training.state_files import NEWEST, read_state
+from gan.training.turns import Asked, Turns
 from torch_utils.distributed import Place
 from torch_utils.world import World, join
 
@@ -64,7 +70,7 @@ def outcome(do: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def be_rank_1(port: int, orders: Connection) -> None:
     torch.set_num_threads(1)
     make_light(pytest.MonkeyPatch())
-    world = join(Place(1, 2, 1, 2, "127.0.0.1", port), "cpu", 20)
+    world = join(Place(1, 2, 1, 2, "127.0.0.1", port), 20)
     with contextlib.suppress(EOFError):
         while True:
             do, args, kwargs = orders.recv()
@@ -81,7 +87,7 @@ def pair() -> Iterator[Pair]:
     process = spawn.Process(target=be_rank_1, args=(port, other), daemon=True)
     process.start()
     other.close()
-    yield Pair(join(Place(0, 2, 0, 2, "127.0.0.1", port, serves=True), "cpu", 20), orders)
+    yield Pair(join(Place(0, 2, 0, 2, "127.0.0.1", port, serves=True), 20), orders)
     process.kill()
     torch.distributed.destroy_process_group()
 
@@ -267,6 +273,47 @@ def sheet(world: World) -> tuple[np.ndarray | None, np.ndarray]:
     return pictures[0], pictures[1]
 
 
+def test_processes_compute_the_same_portions_though_one_has_more_files_and_a_slow_disk(pair: Pair) -> None:
+    own, other = pair.both(with_a_slow_disk)
+    assert own == other
+    assert own[:2] == ["step 1", "a 0"]  # nothing of which there is one at a time is waited for yet
+    assert [done for done in own if "step" not in done] == [f"{sheet} {i}" for sheet in "abc" for i in range(3)]
+
+
+def with_a_slow_disk(world: World) -> list[str]:
+    """Two snapshots; the order of steps and portions, each of which all processes are in together."""
+    done: list[str] = []
+    made = Outputs(
+        torch.device("cpu"), print, lambda output, error: None, Turns(world, Signals(), lambda: Asked(0)).any_waits
+    )
+
+    def portion(name: str) -> None:
+        assert world.gather(name, "a portion") == [name] * world.size
+        done.append(name)
+
+    def add_file(kind: str) -> None:
+        if world.is_first:
+            made.add(Output("file", kind, lambda: time.sleep(0.1)))
+
+    def add_sheet(name: str) -> None:
+        portions = deque(functools.partial(portion, f"{name} {i}") for i in range(3))
+        made.add(Output(name, "sheet", (lambda: time.sleep(0.1)) if world.is_first else None, portions))
+
+    add_file("reals")
+    add_sheet("a")
+    for step, sheet in ((1, "b"), (2, "c")):
+        done.append(f"step {step}")
+        made.make_room("snapshot")
+        add_sheet(sheet)
+        add_file("snapshot")
+        made.make_room("state")
+        add_file("state")
+        made.advance()
+    made.finish()
+    made.close()
+    return done
+
+
 def test_a_process_that_breaks_is_lost_to_the_other(pair: Pair, tiny_dataset: Path, tmp_path: Path) -> None:
     """The last of these tests: what broke off between two processes cannot be taken up again."""
     folder = tmp_path / "run"
@@ -276,7 +323,8 @@ def test_a_process_that_breaks_is_lost_to_the_other(pair: Pair, tiny_dataset: Pa
     assert str(other) == "a bug"
     log = (folder / "log.txt").read_text()
     assert "rank 1 was lost" in log
-    assert (folder / "fakes000000.png").exists()
+    assert (folder / "reals.png").exists()
+    assert not (folder / NEWEST).exists()  # which falls due after a sheet that takes both
     assert not [thread for thread in threading.enumerate() if thread.name == "outputs"]
 
 

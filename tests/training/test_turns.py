@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import signal
+import time
 from typing import Any
 
 import pytest
@@ -36,7 +38,7 @@ class WithAnother(World):
         super().__init__(Place(0, 2))
         self.asked = list(asked)
 
-    def agree(self, bits: int) -> int:
+    def agree(self, bits: int, what: str) -> int:
         return bits | self.asked.pop(0)
 
     def gather(self, value: Any, what: str) -> list[Any]:
@@ -69,6 +71,23 @@ def test_while_images_do_not_come_requests_of_all_processes_are_followed() -> No
     assert look(turns, images) is None
     assert turns.asked & Asked.STOP
     assert images.given == 0  # not waited for any more
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has none")
+def test_a_state_that_all_processes_are_told_to_save_is_saved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with Signals() as signals:
+        turns = turns_with(Asked.SAVE, Asked(0), Asked(0), signals=signals)
+        look(turns, Images(True))
+        assert turns.asked == Asked.SAVE  # the other process was told a moment before this one
+        signal.raise_signal(signal.SIGUSR1)
+        now += 60  # a long step
+        look(turns, Images(True))
+        assert turns.asked == Asked(0)
+        signal.raise_signal(signal.SIGUSR1)
+        look(turns, Images(True))
+        assert turns.asked == Asked.SAVE
 
 
 def test_what_keeps_the_images_of_another_process_is_said_with_its_rank() -> None:
