@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,7 @@ RUN = ["--cbase", 64, "--cmax", 8, "--map-depth", 1, "--batch", 100, "--batch-gp
 RUN += ["--tick", 0.3, "--save-every", 0.02, "--device", "cpu", "--precision", "fp32", "--workers", 0]
 # PyTorch's agents take a machine for lost after 15 s without a sign of life, and wait so long for further ones.
 LAST_CALL = 3
-KILLED_AT, COMES_AT = 0.4, 1.5  # kimg
+KILLED_AT, COMES_AT = 1.0, 2.5  # kimg
 
 
 class Agent:
@@ -54,7 +55,7 @@ class Agent:
 
     def starts(self) -> int:
         """How often its workers have begun to train."""
-        return self.file.read_text().count("\nRun: ")
+        return len(re.findall(r"^Run: .*\((?:starting|continuing)", self.file.read_text(), re.MULTILINE))
 
 
 def wait(happened: Callable[[], bool], seconds: float = 120) -> float:
