@@ -110,7 +110,10 @@ def test_a_job_remembers(environment, tmp_path):
     job.fail(3)
     again = Job(tmp_path)
     assert (again.run_dir, again.failed) == ("runs/größer", 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["failed", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["begun", "failed", "run"]
+    assert job.begun
+    job.start()
+    assert (again.begun, again.run_dir) == (False, "runs/größer")
 
 
 def test_torchruns_folder_is_that_of_all_attempts(environment, tmp_path):

@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -256,7 +257,13 @@ class Event:
 
 def test_what_does_not_end_on_a_gpu_is_told_once():
     told = queue.Queue()
-    watch = Watch(0.3, lambda pending, seconds: told.put((pending.what, pending.sequence, seconds)), every_s=0.01)
+    prepared = threading.Event()  # as the thread must be of the right device before it asks for anything
+
+    def tell(pending, seconds):
+        assert prepared.is_set()
+        told.put((pending.what, pending.sequence, seconds))
+
+    watch = Watch(0.3, tell, prepare=prepared.set, every_s=0.01)
     for sequence, event in enumerate([Event(False, False, True), Event(True), Event(False)]):
         watch.begin("the gradients", sequence).event = event
     what, sequence, seconds = told.get(timeout=20)

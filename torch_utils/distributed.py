@@ -168,6 +168,16 @@ class Job:
     def remember(self, run_dir: str) -> None:
         """Workers that are started again are to continue this run."""
         self._write("run", run_dir)
+        self._write("begun", "")
+
+    @property
+    def begun(self) -> bool:
+        """Whether the workers that are there now are past their start: they heed signals."""
+        return (self.folder / "begun").exists()
+
+    def start(self) -> None:
+        """Workers are about to be started."""
+        (self.folder / "begun").unlink(missing_ok=True)
 
     @property
     def failed(self) -> int | None:

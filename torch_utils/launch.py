@@ -47,6 +47,7 @@ def launch(command: Sequence[str], processes: int, max_restarts: int, report: Ca
     try:
         with _environment(environment), _Signals(job) as signals:
             for restarts in range(max_restarts + 1):
+                job.start()
                 failures = _run(command, processes, folder)
                 if not failures:
                     return 0
@@ -83,7 +84,7 @@ def _stopped(
 ) -> int:
     """The exit code after a request to stop, and a line if nobody else has said what has become of it."""
     exit_codes = {failure.exitcode for failure in failures.values()}
-    if job.run_dir is None:
+    if not job.begun:
         if signals.interrupted:
             report("interrupted")
     elif signals.stopped and STOPPED_EXIT_CODE not in exit_codes and exit_codes - {-signal.SIGINT, -signal.SIGTERM}:
@@ -166,7 +167,7 @@ class _Signals:
         workers = _workers()
         if asks_to_stop and not workers:
             raise KeyboardInterrupt
-        if self._job.run_dir is None:  # they are starting: there is nothing to save, and each would say it was stopped
+        if not self._job.begun:  # they are starting: there is nothing to save, and each would say it was stopped
             number = signal.SIGTERM
             if not asks_to_stop:
                 return

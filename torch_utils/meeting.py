@@ -22,8 +22,8 @@ from torch_utils.distributed import DistributedError, Place
 T = TypeVar("T")
 
 
-def meet(place: Place, timeout_s: float) -> tuple[dist.Store, list[str]]:
-    """A store that these processes alone have, and the names of their machines, by rank.
+def meet(place: Place, timeout_s: float) -> tuple[dist.Store, list[str], float]:
+    """A store that these processes alone have, the names of their machines, by rank, and the timeout of rank 0.
 
     Raises DistributedError, naming those that do not come within the timeout.
     """
@@ -112,8 +112,8 @@ def _wait_for_answer(address: tuple[str, int], timeout_s: float) -> None:
         time.sleep(0.1)
 
 
-def _all_present(store: dist.Store, place: Place, timeout_s: float) -> tuple[dist.Store, list[str]]:
-    """Of a store a part that these processes alone have, and the names of their machines."""
+def _all_present(store: dist.Store, place: Place, timeout_s: float) -> tuple[dist.Store, list[str], float]:
+    """Of a store a part that these processes alone have, and what `meet` gives besides."""
     # torchrun's store outlives workers: what those before us left in it must not be taken for ours. So rank 0 names
     # a meeting, each rank enters itself there, and goes when the list of those present has just it in it.
     own = uuid.uuid4().hex
@@ -124,14 +124,15 @@ def _all_present(store: dist.Store, place: Place, timeout_s: float) -> tuple[dis
     while True:
         if store.check(["meeting"]):
             meeting = store.get("meeting").decode()
-            store.set(f"{meeting}/{place.rank}", json.dumps([own, socket.gethostname()]))
+            store.set(f"{meeting}/{place.rank}", json.dumps([own, socket.gethostname(), timeout_s]))
             if place.is_first and store.check([f"{meeting}/{rank}" for rank in range(place.size)]):
                 everybody = [json.loads(store.get(f"{meeting}/{rank}")) for rank in range(place.size)]
                 store.set(f"{meeting}/present", json.dumps(everybody))
             if store.check([f"{meeting}/present"]):
                 present = json.loads(store.get(f"{meeting}/present"))
-                if present[place.rank][0] == own:
-                    return dist.PrefixStore(meeting, store), [host for _, host in present]
+                if len(present) == place.size and present[place.rank][0] == own:  # else it is that of others
+                    hosts, first_timeout_s = [host for _, host, _ in present], present[0][2]
+                    return dist.PrefixStore(meeting, store), hosts, first_timeout_s
         if time.monotonic() > deadline:
             known = store.check(["meeting"])
             missing = [rank for rank in range(place.size) if known and not store.check([f"{meeting}/{rank}"])]

@@ -35,11 +35,20 @@ class Watch:
 
     Args:
         on_hang: called in the thread, with what hangs and for how many seconds; it does not return.
+        prepare: called in the thread before anything else: to make it one of the right device, as asking an event would
+            otherwise open a context on the first GPU, half a GB of it for each process.
     """
 
-    def __init__(self, timeout_s: float, on_hang: Callable[[Pending, float], None], every_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        timeout_s: float,
+        on_hang: Callable[[Pending, float], None],
+        prepare: Callable[[], None] | None = None,
+        every_s: float = 1.0,
+    ) -> None:
         self._timeout_s = timeout_s
         self._on_hang = on_hang
+        self._prepare = prepare
         self._every_s = every_s
         self._pending: collections.deque[Pending] = collections.deque()  # in the order of the device
         self._closed = threading.Event()
@@ -56,6 +65,8 @@ class Watch:
         self._closed.set()
 
     def _run(self) -> None:
+        if self._prepare is not None:
+            self._prepare()
         while not self._closed.wait(self._every_s):
             try:
                 while self._pending and (event := self._pending[0].event) is not None and event.query():

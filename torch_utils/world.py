@@ -107,11 +107,14 @@ ALONE = World()
 
 
 def join(place: Place, timeout_s: float) -> World:
-    """Meet the other processes. Raises DistributedError, naming those that do not come within the timeout."""
+    """Meet the other processes; from then on rank 0's timeout is that of all.
+
+    Raises DistributedError, naming those that do not come within the timeout.
+    """
     if place.size == 1:
         return World(place)
     try:
-        store, hosts = meet(place, timeout_s)
+        store, hosts, timeout_s = meet(place, timeout_s)
         dist.init_process_group(
             "gloo",
             store=dist.PrefixStore("group", store),
@@ -161,7 +164,7 @@ class _Group(World):
         groups: list[dist.ProcessGroup] = []
         self._together(lambda: groups.append(within(self._timeout_s, connect)), "the connection of the GPUs over NCCL")
         (self._nccl,) = groups
-        self._watch = Watch(self._timeout_s, self._hangs)
+        self._watch = Watch(self._timeout_s, self._hangs, prepare=functools.partial(torch.cuda.set_device, device))
         self.backend = "nccl"
 
     def average(self, flat: torch.Tensor, what: str) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 import torch
 
 from gan.errors import GanError
+from torch_utils.distributed import DistributedError
 
 
 @dataclasses.dataclass(eq=False)
@@ -81,7 +82,14 @@ class Outputs:
         self._check()
         self._hand_over_what_is_ready()  # before the portion: it may be due on one process only, the portion is on all
         if self._due:
-            self._due[0].portions[0]()  # one that fails leaves its sheet incomplete
+            try:
+                self._due[0].portions[0]()
+            except DistributedError:  # started again, the processes make it and all that is due after it
+                raise
+            except Exception:  # an incomplete sheet is not for people, but what is due after it is worth having
+                with self._changed:
+                    self._unwritten.remove(self._due.popleft())
+                raise
             self._due[0].portions.popleft()
             self._hand_over_what_is_ready()
 

@@ -71,7 +71,7 @@ class Turns:
         elif self._batch is None:
             own |= Asked.WAIT
         self.asked = Asked(self._world.agree(own, "the start of a step"))
-        if self.asked & Asked.SAVE:
+        if self.asked & Asked.SAVE and self._world.size > 1:
             self._saves_at = time.monotonic()  # whoever started the processes may have told each of them
         if self.asked & Asked.WAIT:
             return None

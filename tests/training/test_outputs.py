@@ -28,6 +28,7 @@ from gan.training.grid import SampleGrid
 from gan.training.outputs import Output, Outputs
 from gan.training.state import TrainingState
 from gan.training.state_files import StateFiles
+from torch_utils.distributed import DistributedError
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +44,25 @@ def outputs(lines: list[str]) -> Iterator[Outputs]:
     yield made
     made.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "outputs"]
+
+
+@pytest.mark.parametrize(("error", "written"), [(RuntimeError, ["state"]), (DistributedError, [])])
+def test_a_sheet_that_fails_is_left_out_and_what_is_due_after_it_is_not(
+    outputs: Outputs, error: type[Exception], written: list[str]
+) -> None:
+    """But for other processes that are gone: a state on disk says that all sheets before it are there."""
+    done: list[str] = []
+
+    def fail() -> None:
+        raise error("broken")
+
+    outputs.add(Output("fakes.png", "sheet", lambda: done.append("sheet"), deque([lambda: None, fail])))
+    outputs.add(Output("state.pt", "state", lambda: done.append("state")))
+    outputs.advance()
+    with pytest.raises(error):
+        outputs.advance()
+    outputs.finish_alone()
+    assert done == written
 
 
 def test_files_are_written_in_the_order_in_which_they_fell_due(outputs: Outputs) -> None:
