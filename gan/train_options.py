@@ -126,12 +126,7 @@ def check_values(options: TrainOptions) -> list[str]:
         ("--max-restarts", o.max_restarts),
     ):
         require(name, value, value is None or value >= 0, "must be a whole number from 0 on")
-    for name, rate in (
-        ("--glr", o.glr),
-        ("--dlr", o.dlr),
-        ("--tick", o.tick),
-        ("--save-every", o.save_every),
-    ):
+    for name, rate in (("--glr", o.glr), ("--dlr", o.dlr), ("--tick", o.tick), ("--save-every", o.save_every)):
         require(name, rate, rate is None or rate > 0, "must be greater than 0")
     bounds = f"must be greater than 0 and at most {LONGEST_TIMEOUT:.0f} seconds"
     require("--dist-timeout", o.dist_timeout, usable_timeout(o.dist_timeout), bounds)

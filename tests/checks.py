@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from gan.errors import GanError
 
@@ -19,6 +21,17 @@ def refusal(function: Callable[..., object], *arguments: object) -> str:
     text = str(caught.value)
     assert "\n" not in text
     return text
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What PyTorch makes tensors of, where nothing is said."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def in_child(function: Callable[[], Any]) -> Any:

@@ -57,11 +57,11 @@ def order_of(
         going_on = _continued(options, typed, run_dir, problems)
         config, notes = going_on.config, [f"Changed:   {line}" for line in going_on.changed]
         of_source = _to_begin_with(run_dir, config)
-        dataset = chosen(open_dataset(config.data.path, config.data.cond, config.cache, config.cache_dir), config)
+        dataset = dataset_of(config)
     else:
         source = _source(options, problems)
         config, dataset = _resolved(options, source, problems)
-        dataset = chosen(dataset, config)
+        dataset = _chosen(dataset, config)
         notes, of_source = [], []
     if source is not None:
         report, problem = _transfer(source, config)
@@ -160,7 +160,7 @@ def _resolved(options: TrainOptions, source: Snapshot | None, problems: list[str
         problems.append("--data: is missing; name the zip that dataset_tool.py wrote")
     else:
         try:
-            dataset = open_dataset(options.data, options.cond, options.cache, options.cache_dir)
+            dataset = _open(options.data, options.cond, options.cache, options.cache_dir)
         except GanError as error:
             problems.append(f"--data {error}")
     if dataset is None:
@@ -177,7 +177,13 @@ def _resolved(options: TrainOptions, source: Snapshot | None, problems: list[str
     return config, dataset
 
 
-def open_dataset(path: str, cond: bool, cache: str, cache_dir: str | None) -> ImageDataset:
+def dataset_of(config: TrainConfig) -> ImageDataset:
+    """The images of a run. Raises GanError if they are not what the run was started with."""
+    data = config.data
+    return _chosen(_open(data.path, data.cond, config.cache, config.cache_dir), config)
+
+
+def _open(path: str, cond: bool, cache: str, cache_dir: str | None) -> ImageDataset:
     """The whole dataset."""
     from gan.data.cache import folder_for
     from gan.data.dataset import ImageDataset
@@ -185,7 +191,7 @@ def open_dataset(path: str, cond: bool, cache: str, cache_dir: str | None) -> Im
     return ImageDataset(path, use_labels=cond, cache_folder=folder_for(Path(path), cache, cache_dir))
 
 
-def chosen(dataset: ImageDataset, config: TrainConfig) -> ImageDataset:
+def _chosen(dataset: ImageDataset, config: TrainConfig) -> ImageDataset:
     """The images of a run; for one that continues, they must be what they were."""
     data = config.data
     dataset = dataset.view(subset=data.subset, mirror=data.mirror, seed=config.seed)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from gan.errors import GanError, LostProcessError, UsageError, printable
+from gan.train_options import flag
 from torch_utils import distributed
 from torch_utils.distributed import DistributedError, Place
 
@@ -268,7 +269,7 @@ def same_options(world: World, given: Mapping[str, Any]) -> list[str]:
     for rank, other in enumerate(others, 1):
         different = sorted(name for name in {*first, *other} if first.get(name) != other.get(name))
         if different:
-            shown = ", ".join("--" + name.replace("_", "-") for name in different)
+            shown = ", ".join(map(flag, different))
             return [f"{shown}: rank {rank} ({world.hosts[rank]}) was started with something else; give all the same"]
     return []
 

@@ -15,7 +15,7 @@ import click
 from gan.cli import ranks
 from gan.cli.command import Command, Option, given, problems_of
 from gan.cli.options import limit_spinning, parsed, train_options
-from gan.cli.order import Order, chosen, names_run, open_dataset, order_of, problems_here, run_to_continue
+from gan.cli.order import Order, dataset_of, names_run, order_of, problems_here, run_to_continue
 from gan.config import TrainConfig
 from gan.errors import GanError, LostProcessError, UsageError
 from gan.packages import install, is_there
@@ -178,8 +178,7 @@ def _agreed_order(
     if not world.is_first and shared is not None:
         config = TrainConfig.from_json(shared[0], "rank 0")
         try:
-            dataset = chosen(open_dataset(config.data.path, config.data.cond, config.cache, config.cache_dir), config)
-            order = Order(config, dataset, None if shared[1] is None else Path(shared[1]), shared[2])
+            order = Order(config, dataset_of(config), None if shared[1] is None else Path(shared[1]), shared[2])
         except GanError as error:
             problems, exit_code = [*problems, *str(error).splitlines()], error.exit_code
     if order is not None:

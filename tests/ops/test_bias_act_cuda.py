@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from checks import default_dtype
 from op_checks import assert_at_most_twice_as_wrong, assert_close, derivatives, noise
 
 from torch_utils.ops import activations, bias_act_cuda
@@ -323,12 +324,8 @@ class TestCheck:
 
     @pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=str)
     def test_it_passes(self, default, kernel_device):
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(default)
-        try:
+        with default_dtype(default):
             assert module._check_cuda_kernel(kernel_device) is None
-        finally:
-            torch.set_default_dtype(before)
 
     def test_it_runs_every_entry_point(self, on_host):
         module._check_cuda_kernel(torch.device("cpu"))

@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from checks import default_dtype
 from host_kernels import HostLaunch
 from op_checks import noise
 
@@ -101,10 +102,6 @@ def test_the_check_before_use_names_the_derivative_that_is_wrong(factors, wrong)
 
 @pytest.mark.parametrize("name", cuda_kernels.kernels)
 def test_the_checks_before_use_do_not_depend_on_the_default_dtype(name, on_host):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype(torch.float64):
         assert cuda_kernels.kernels[name].check(torch.device("cpu")) is None
-    finally:
-        torch.set_default_dtype(before)
     assert on_host[name].launched

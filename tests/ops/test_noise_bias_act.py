@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from checks import default_dtype
 from op_checks import assert_at_most_twice_as_wrong, assert_close, derivatives, noise
 
 from torch_utils.ops import cuda_kernels
@@ -421,12 +422,8 @@ def test_bad_arguments_are_named(arguments, message, kernel_device):
 
 @pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=str)
 def test_the_kernel_passes_its_own_check(default, kernel_device):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(default)
-    try:
+    with default_dtype(default):
         assert module._check_kernel(kernel_device) is None
-    finally:
-        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize(

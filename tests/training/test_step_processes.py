@@ -7,7 +7,6 @@ image is from the next one (`Health/distance`) depends on which is next.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from checks import default_dtype
 
 from gan.config import DataInfo, TrainConfig
 from gan.data.labels import LabelTable
@@ -69,17 +69,7 @@ def share(world: World, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images[world.rank :: world.size], indices[world.rank :: world.size]
 
 
-@contextlib.contextmanager
-def float64() -> Iterator[None]:
-    """Noise too: the gradient of its strength is summed in its precision."""
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@float64()
+@default_dtype(torch.float64)  # of noise too: the gradient of its strength is summed in its precision
 def exact_phases(world: World, batch_gpu: int, pl_decay: float) -> dict[str, Any]:
     """Each phase once, in float64, with weights that stay as they are: gradients, and all that a phase moves."""
     step = step_of(config_of(world.size, batch_gpu, pl_decay), world)
@@ -136,7 +126,7 @@ def place(rank: int, port: int) -> Place:
 
 RANK_1 = """
 import sys
-sys.path[:0] = [".", "tests/training"]
+sys.path[:0] = [".", "tests", "tests/training"]
 from test_step_processes import *
 torch.set_num_threads(1)  # as in the tests
 world = join(place(1, int(sys.argv[1])), 60)
