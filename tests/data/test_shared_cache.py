@@ -230,7 +230,11 @@ class TestProcesses:
         found = in_turn(streams, 3 * EPOCH)
         for stream in streams:
             stream.close()
-        assert len(decoded()) - there == (N - there if mode == "disk" else N)
+        times = len(decoded()) - there
+        if mode == "disk":  # those that were taken are in the file; of the others decoded, what the kill left time for
+            assert N - len(set(decoded()[:there])) <= times <= N - 3 * BATCH
+        else:
+            assert times == N
         assert all(same(mine, expected(data, rank, 2, 3 * EPOCH)) for rank, mine in enumerate(found))
         assert is_complete(data) if mode == "disk" else caches_in(data.parent) == []
 
