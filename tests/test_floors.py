@@ -16,6 +16,7 @@ FLOORS = {
     "gan.errors": 0.5,
     "gan.packages": 0.75,
     "gan.presets": 0.75,
+    "gan.metric_names": 0.75,
     "gan.image_size": 0.75,
     "gan.files": 1,
     "gan.memory": 1,
@@ -29,7 +30,7 @@ FLOORS = {
     "gan.loss": 3,
     "gan.schedule": 3,
     "gan.models": 3,
-    "gan.metrics": 3,
+    "gan.metrics": 3.5,
     "gan.tracking": 4,
     "gan.latent": 4,
     "gan.training": 5,
@@ -81,7 +82,7 @@ def within(names, *packages):
 
 WITH_TORCH = {"gan.data.loader", "gan.data.labels", "gan.data.device_store"}  # of gan.data
 WITHOUT_TORCH = {
-    *("gan.errors", "gan.files", "gan.memory", "gan.packages", "gan.presets", "gan.image_size"),
+    *("gan.errors", "gan.files", "gan.memory", "gan.packages", "gan.presets", "gan.image_size", "gan.metric_names"),
     *("gan.train_options", "gan.config", "gan.resolve", "gan.continuation"),
     *(set(within(MODULES, "gan.data")) - WITH_TORCH),
     *("gan.doctor.examine", "gan.doctor.facts", "gan.doctor.nvidia", "gan.doctor.surroundings"),
