@@ -28,7 +28,20 @@ from gan.training.state_files import NEWEST, read_state
 
 # 60 steps of 100 images; with 50 at a time one process sums as two do.
 RUN = ["--cbase", 64, "--cmax", 8, "--map-depth", 1, "--batch", 100, "--batch-gpu", 50, "--mbstd-group", 5, "--kimg", 6]
-RUN += ["--tick", 0.3, "--save-every", 0.02, "--device", "cpu", "--precision", "fp32", "--workers", 0]
+RUN += [
+    "--tick",
+    0.3,
+    "--save-every",
+    0.02,
+    "--device",
+    "cpu",
+    "--precision",
+    "fp32",
+    "--workers",
+    0,
+    "--metrics",
+    "none",
+]
 # PyTorch's agents take a machine for lost after 15 s without a sign of life, and wait so long for further ones.
 LAST_CALL = 3
 KILLED_AT, COMES_AT = 1.0, 2.5  # kimg

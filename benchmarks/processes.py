@@ -127,6 +127,8 @@ def steps(case: Case, ticks: int, measured: dict[str, float] | None) -> dict[str
             batch = case.images * processes
             command: list[object] = [sys.executable, ROOT / "train.py", "--data", folder / "data.zip", *case.width]
             command += [
+                "--metrics",
+                "none",
                 "--batch",
                 batch,
                 "--batch-gpu",

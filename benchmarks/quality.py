@@ -37,7 +37,7 @@ def train(data: str, precision: str, seed: int, kimg: int, core: int | None, out
     script = str(Path(__file__).parents[1] / "train.py")
     command = [sys.executable, script, "--data", data, "--outdir", outdir, "--kimg", str(kimg), "--tick", "0.5"]
     command += ["--snap", "1000", "--cbase", "2048", "--cmax", "64", "--precision", precision, "--seed", str(seed)]
-    command += ["--desc", precision]
+    command += ["--desc", precision, "--metrics", "none"]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
     if core is not None:
         command, environment["OMP_NUM_THREADS"] = ["taskset", "-c", str(core), *command], "1"

@@ -130,6 +130,16 @@ def model_files() -> None:
             row(way, seconds, f"{found['wall_to_plain']:.2f}", f"{medians['cpu']:.2f} s", memory, stall, size)
 
 
+def metrics() -> None:
+    header("measurement", "way", "seconds", "to ours", "longest portion", "memory")
+    for name, ways in results("metrics").items():
+        for way, of in ways.items():
+            seconds = (f"{of[key] / 1000:.2f}" for key in ("median_ms", "min_ms", "max_ms"))
+            portion = f"{of['longest_portion_ms']:.0f} ms" if of["longest_portion_ms"] else ""
+            spread = "{} ({} to {})".format(*seconds)
+            row(name, way, spread, f"{of['to_ours']:.2f}", portion, f"{of['peak_mb']:.0f} MB")
+
+
 def faults() -> None:
     header("fault", "times", "runs", "lost, torn or different", "besides")
     for name, fault in results("faults").items():
@@ -173,7 +183,8 @@ def model(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    tables = (train_step, train_step_cuda, ops_cuda, scaling, profile, quality, pack, model_files, faults, processes)
+    tables = (train_step, train_step_cuda, ops_cuda, scaling, profile, quality, pack, model_files, metrics)
+    tables += (faults, processes)
     for table in tables:
         if (harness.RESULTS / f"{table.__name__}.json").exists():
             print(f"\n## {table.__name__}\n")

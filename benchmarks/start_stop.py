@@ -64,7 +64,7 @@ def config_of(data: Path) -> Any:
 
 def flags(data: Path, outdir: Path) -> list[str]:
     """The same for train.py."""
-    sizes = ["--cbase", CBASE, "--cmax", CMAX, "--batch", BATCH, "--kimg", 1000, "--snap", 1]
+    sizes = ["--cbase", CBASE, "--cmax", CMAX, "--batch", BATCH, "--kimg", 1000, "--snap", 1, "--metrics", "none"]
     return ["--data", str(data), "--outdir", str(outdir), *map(str, sizes)]
 
 

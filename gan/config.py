@@ -231,6 +231,12 @@ class TrainConfig:
     """how often processes that died are started again"""
     dist_timeout: float = 600.0
     """seconds that processes wait for one another"""
+    metrics: str = "auto"
+    """measured of each snapshot: a list of names, auto or none"""
+    detectors: str | None = None
+    """folder in which those of metrics are looked for first"""
+    metrics_budget: float = 10.0
+    """percent of the run's time that metrics may take"""
 
     def phase_intervals(self) -> dict[str, int]:
         """{phase: every how many steps}, in their order within a step; a phase without weight is left out."""

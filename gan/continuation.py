@@ -16,7 +16,7 @@ _HONOURED: dict[str, str] = {  # option: where it goes
     "tick": "tick_kimg",
     **{name: name for name in ("snap", "keep", "keep_every", "save_every", "keep_states", "on_divergence")},
     **{name: name for name in ("gpus", "workers", "device", "tf32", "cache", "cache_dir", "cuda_graphs", "ops")},
-    **{name: name for name in ("max_restarts", "dist_timeout")},
+    **{name: name for name in ("max_restarts", "dist_timeout", "metrics", "detectors", "metrics_budget")},
     "pretrained_base": "pretrained_base",  # for a run that was stopped before its first state, and so begins anew
 }
 
@@ -72,7 +72,7 @@ def continued(config: TrainConfig, options: TrainOptions, given: Collection[str]
 
     for option in given:
         value = getattr(options, option)
-        if option == "pretrained_base":
+        if option in ("pretrained_base", "detectors"):
             value = absolute(value)
         if option in _HONOURED:
             honour(flag(option), _HONOURED[option], value)

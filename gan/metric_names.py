@@ -32,6 +32,8 @@ class Metric:
     results: tuple[str, ...]
     """names of its numbers; the first says which snapshot is best"""
     higher_is_better: bool = False
+    decides: bool = True
+    """whether a snapshot is better than another one by its first number"""
     space: str = "w"
     """of ppl: where its paths run, z or w"""
     whole_path: bool = False
@@ -135,7 +137,7 @@ _ALL = (
         num_fakes=2048,
         max_reals=2048,
         results=("diversity",),
-        higher_is_better=True,
+        decides=False,  # the noise of new networks is further apart than any images
     ),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}

@@ -100,6 +100,9 @@ def resolve(options: TrainOptions, data: DataInfo, source: SourceInfo | None = N
         pretrained_base=absolute(o.pretrained_base),
         max_restarts=o.max_restarts,
         dist_timeout=o.dist_timeout,
+        metrics=o.metrics,
+        detectors=absolute(o.detectors),
+        metrics_budget=o.metrics_budget,
     )
     if o.batch_gpu is not None:
         config = with_batch_gpu(config, o.batch_gpu)

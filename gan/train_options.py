@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gan.metric_names import problems_with
 from gan.presets import DEMO_PRESET, PRESETS, PRETRAINED, Preset
 
 AUGMENT_MODES = ("ada", "fixed", "noaug")
@@ -60,6 +61,9 @@ class TrainOptions:
     save_every: float = _opt(10.0, "Minutes between training states, which --resume goes on from")
     keep_states: int = _opt(2, "Newest training states to keep")
     on_divergence: str = _opt("stop", "If training fails for good: stop, rollback (once, at half the rates), or ignore")
+    metrics: str = _opt("auto", "Measured of each snapshot: auto is FID and KID, or swd without detector; a list; none")
+    detectors: str | None = _opt(None, "Folder of the detectors of metrics  [default: GAN_DETECTORS, or the cache]")
+    metrics_budget: float = _opt(10.0, "Share of the run's time that metrics may take, in percent")
     tick: float | None = _opt(None, "Thousands of images between status lines  [default: 4]")
     seed: int = _opt(0, "Random seed of the run")
     fp32: bool = _opt(False, "The same as --precision fp32")
@@ -135,6 +139,8 @@ def check_values(options: TrainOptions) -> list[str]:
         require(name, share, share is None or 0 <= share <= 1, "must be from 0 to 1")
     require("--target", o.target, o.target is None or -1 <= o.target <= 1, "must be from -1 to 1; 0.6 is usual")
     require("--at", o.at, o.at is None or o.at >= 0, "must be at least 0")
+    budget = o.metrics_budget
+    require("--metrics-budget", f"{budget:g}", 0 < budget <= 100, "must be above 0, and at most 100 percent")
     if o.at is not None and o.resume is None:
         problems.append(f"--at {o.at:g} goes with --resume [RUN_DIR]; add it, or leave --at out")
     if o.fp32 and o.precision not in ("auto", "fp32"):
@@ -145,7 +151,14 @@ def check_values(options: TrainOptions) -> list[str]:
                 problems.append(f"{flag(option)} goes with --resume FILE; add it, or leave {flag(option)} out")
     if o.desc is not None and ("/" in o.desc or "\\" in o.desc):
         problems.append(f"--desc {o.desc}: becomes part of a folder name; leave out the slashes")
-    return problems + check_cache(o.cache, o.cache_dir)
+    return problems + problems_with(o.metrics) + _check_detectors(o.detectors) + check_cache(o.cache, o.cache_dir)
+
+
+def _check_detectors(folder: str | None) -> list[str]:
+    """A folder that was typed is to be there; one that a run remembers may have gone."""
+    if folder is None or os.path.isdir(folder):
+        return []
+    return [f"--detectors {folder}: no such folder; name the one that holds the detectors, or leave it out"]
 
 
 def usable_timeout(seconds: float) -> bool:

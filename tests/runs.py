@@ -20,8 +20,9 @@ from tiny import TINY
 
 from gan import models
 from gan.cli.train import train
-from gan.training import grid, trainer
+from gan.training import evaluation, grid, trainer
 from gan.training.state_files import NEWEST, read_state
+from gan.training.tracked import tracked
 
 ROOT = Path(__file__).parents[1]
 # 8 steps of 0.125 kimg; ticks end after steps 1, 3, 5, 7 and 8, snapshots and states are due after 1, 5 and 8.
@@ -36,9 +37,15 @@ def run_train(*arguments: object) -> Result:
 
 
 def make_light(patch: pytest.MonkeyPatch) -> None:
-    """Neither MLflow nor large sheets: the rest of a tiny run takes a second."""
+    """Neither MLflow, nor metrics, nor large sheets: the rest of a tiny run takes a second."""
     patch.setitem(sys.modules, "mlflow", None)
+    patch.setattr(evaluation, "tracked", lambda config, detectors, world: ([], []))
     small_sheets(patch)
+
+
+def measure_again(patch: pytest.MonkeyPatch) -> None:
+    """In light runs: do measure the snapshots, with as much time for it as it takes."""
+    patch.setattr(evaluation, "tracked", tracked)
 
 
 def small_sheets(patch: pytest.MonkeyPatch) -> None:

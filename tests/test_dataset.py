@@ -538,3 +538,23 @@ class TestLabelTable:
     def test_without_labels_they_have_no_columns(self, make):
         table = LabelTable.of(ImageDataset(make(files())), torch.device("cpu"))
         assert table.draw(5).shape == table.take(torch.arange(5)).shape == (5, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('{"labels": null, "packed": {"resize_filter": "lanczos"}}', "lanczos"),
+        ('{"packed": {"resize_filter": null}}', None),
+        ('{"packed": {"resize_filter": 5}}', None),
+        ('{"packed": "box"}', None),
+        ("{", None),
+        (None, None),
+    ],
+)
+def test_what_images_were_scaled_with_is_in_the_dataset(tmp_path, content, expected):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.png", encoded(noise(8, 8)))
+        if content is not None:
+            archive.writestr("dataset.json", content)
+    dataset = ImageDataset(tmp_path / "x.zip")
+    assert dataset.resize_filter == dataset.view(mirror=True).resize_filter == expected

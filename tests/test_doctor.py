@@ -25,6 +25,7 @@ from gan.doctor.computing import Computing
 from gan.doctor.examine import examine
 from gan.doctor.facts import Fact, Report, examined, unset
 from gan.doctor.nvidia import Nvidia
+from gan.metric_names import INCEPTION, VGG
 from torch_utils.ops import cpu_kernels as compiled
 from torch_utils.ops import cuda_kernels, kernels
 from torch_utils.ops.kernel_state import KernelError, KernelState, installing
@@ -556,12 +557,12 @@ def without(*modules: str) -> Callable[[str], bool]:
 
 class TestSurroundings:
     def test_packages_that_are_useful(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(surroundings, "is_there", without("pyspng", "psutil", "scipy", "imageio_ffmpeg", "lmdb"))
+        monkeypatch.setattr(surroundings, "is_there", without("pyspng", "psutil", "imageio_ffmpeg", "lmdb"))
         missing, present = surroundings.packages()
         assert missing.text.startswith(
             "not installed: pyspng (PNGs are decoded by Pillow, more slowly); psutil (memory"
         )
-        assert missing.remedy == "python -m pip install pyspng psutil scipy imageio-ffmpeg"
+        assert missing.remedy == "python -m pip install pyspng psutil imageio-ffmpeg"
         assert not missing.fatal
         assert present.text.endswith("; without lmdb, which only gan convert and LSUN need")
         assert present.remedy is None
@@ -741,11 +742,24 @@ class TestExamine:
             "Memory",
             "Data",
             "Disk",
+            "Metrics",
             "MLflow",
         ]
         assert report.can_train
         assert not any("could not be examined" in fact.text for fact in report.facts)
         assert not (tmp_path / "runs").exists()
+
+    def test_detectors(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setenv("GAN_DETECTORS", str(tmp_path))
+        (fact,) = surroundings.metrics()
+        assert fact.text.startswith(f"no {INCEPTION} for FID, KID and IS; no {VGG} for")
+        assert fact.text.endswith("python -m gan metrics --prefetch fetches what is missing")
+        assert fact.remedy is None  # nothing is wrong
+        (tmp_path / INCEPTION).touch()
+        there, missing = surroundings.metrics()
+        assert there.text == f"FID, KID and IS by {tmp_path / INCEPTION}"
+        assert missing.text.startswith(f"no {VGG} for")
 
     @pytest.mark.gpu
     def test_a_gpu(self, tmp_path: Path) -> None:
@@ -761,6 +775,6 @@ class TestExamine:
         monkeypatch.setitem(sys.modules, "torch", None)
         report = examine()
         topics = list(dict.fromkeys(fact.topic for fact in report.facts))
-        assert topics == ["Program", "Packages", "PyTorch", "Disk", "MLflow"]
+        assert topics == ["Program", "Packages", "PyTorch", "Disk", "Metrics", "MLflow"]
         assert not report.can_train
         assert not any("could not be examined" in fact.text for fact in report.facts)

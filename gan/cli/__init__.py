@@ -16,6 +16,7 @@ _COMMANDS = {
     "dataset-tool": "dataset_tool",
     "train": "train",
     "generate": "generate",
+    "metrics": "metrics",
     "convert": "convert",
     "demo": "demo",
     "bench": "bench",

@@ -15,7 +15,7 @@ from gan.errors import UsageError
 @click.argument("run_dir", required=False)
 @click.pass_context
 def mlflow_sync(ctx: click.Context, run_dir: str | None) -> None:
-    """Send MLflow the ticks and pictures of a run that it missed, because it was not there or the run was killed.
+    """Send MLflow what it missed of a run, ticks, measurements, pictures: it was not there, or the run was killed.
 
     Where to: the server that MLFLOW_TRACKING_URI names, or the database beside RUN_DIR.
 
@@ -30,14 +30,14 @@ def mlflow_sync(ctx: click.Context, run_dir: str | None) -> None:
     if problems or run_dir is None:
         raise UsageError(problems)
 
-    from gan.tracking.mlflow_store import count
+    from gan.tracking.mlflow_store import count, listed
     from gan.tracking.mlflow_sync import sync
     from gan.training import run_folder
 
     config = run_folder.read_options(Path(run_dir))
     with run_folder.locked(Path(run_dir), click.echo):  # one that is being trained sends what is missing itself
         sent = sync(Path(run_dir), config.data.name, dataclasses.asdict(config), config.total_kimg)
-    parts = {"tick": sent.ticks, "picture": sent.pictures}
-    missing = " and ".join(count(number, noun) for noun, number in parts.items() if number)
+    parts = {"tick": sent.ticks, "measurement": sent.measurements, "picture": sent.pictures}
+    missing = listed([count(number, noun) for noun, number in parts.items() if number])
     begin = f"sent {missing} to {sent.uri}" if missing else f"nothing was missing at {sent.uri}"
     click.echo(f"{begin}; it has every tick up to kimg {sent.newest_kimg:.1f}")

@@ -28,7 +28,12 @@ _CHOICES = {
     "ops": list(choices.OPS),
     "on_divergence": list(choices.DIVERGENCE),
 }
-_BASE_METAVAR = "DIR|URL"
+_METAVARS = {
+    "pretrained_base": "DIR|URL",
+    "metrics": "auto|none|LIST",
+    "detectors": "DIR",
+    "metrics_budget": "PERCENT",
+}
 
 
 class _CountOrAuto(click.ParamType):
@@ -67,7 +72,7 @@ class SizeType(click.ParamType):
 pretrained_base = click.option(  # for commands with options of their own
     "--pretrained-base",
     cls=Option,
-    metavar=_BASE_METAVAR,
+    metavar=_METAVARS["pretrained_base"],
     help=TrainOptions.__dataclass_fields__["pretrained_base"].metadata["help"],
 )
 
@@ -112,8 +117,8 @@ def _option(field: dataclasses.Field[Any], hint: Any, text: str) -> Option:
         settings.update(type=bool, is_flag=False, flag_value=True, metavar="[BOOL]")
     elif field.name == "batch_gpu":
         settings["type"] = _CountOrAuto()
-    elif field.name == "pretrained_base":
-        settings["metavar"] = _BASE_METAVAR
+    elif field.name in _METAVARS:
+        settings.update(type=kind, metavar=_METAVARS[field.name])
     elif field.name == "resume":
         settings.update(type=str, is_flag=False, flag_value=LATEST, metavar="[RUN_DIR|FILE|URL|NAME]")
     else:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from gan.errors import GanError, LostProcessError, UsageError, printable
+from gan.packages import install, is_there
 from gan.train_options import flag
 from torch_utils import distributed
 from torch_utils.distributed import DistributedError, Place
@@ -242,6 +243,23 @@ class Ranks:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)  # past PyTorch, which aborts, or waits, if something is still under way between processes
+
+
+def launch(processes: int, max_restarts: int) -> int:
+    """Have this command line run by as many processes as --gpus says; its exit code."""
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise GanError(f"no temporary folder can be written ({error.strerror}); TMPDIR names another") from error
+    if not is_there("psutil"):
+        raise GanError(f"--gpus {processes} needs psutil: {install('psutil')}")
+    from torch_utils import launch as launcher
+
+    command = [sys.executable, *sys.orig_argv[1:]]
+    try:
+        return launcher.launch(command, processes, max_restarts, lambda line: click.echo(line, err=True))
+    except DistributedError as error:
+        raise LostProcessError(str(error)) from error
 
 
 def counted(typed: int | None, place: Place) -> tuple[int, list[str]]:

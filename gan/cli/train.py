@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,10 @@ from gan.cli.command import Command, Option, given, problems_of
 from gan.cli.options import limit_spinning, parsed, train_options
 from gan.cli.order import Order, dataset_of, names_run, order_of, problems_here, run_to_continue
 from gan.config import TrainConfig
-from gan.errors import GanError, LostProcessError, UsageError
-from gan.packages import install, is_there
+from gan.errors import GanError, UsageError
 from gan.train_options import TrainOptions, usable_timeout
 from torch_utils import distributed
-from torch_utils.distributed import DistributedError, Place
+from torch_utils.distributed import Place
 
 
 def _options() -> list[click.Parameter]:
@@ -73,7 +70,7 @@ def _train(
     if dry_run:
         return
     if order.config.gpus > 1:
-        ctx.exit(_launch(order.config))
+        ctx.exit(ranks.launch(order.config.gpus, order.config.max_restarts))
     _start(order)
 
 
@@ -102,23 +99,6 @@ def _start(order: Order) -> None:
         complete = run.train(config, run_dir, dataset, start=order.source, notes=order.notes)
     if not complete:
         click.get_current_context().exit(distributed.STOPPED_EXIT_CODE)
-
-
-def _launch(config: TrainConfig) -> int:
-    """Have this command line run by as many processes as --gpus says; its exit code."""
-    try:
-        tempfile.gettempdir()
-    except OSError as error:
-        raise GanError(f"no temporary folder can be written ({error.strerror}); TMPDIR names another") from error
-    if not is_there("psutil"):
-        raise GanError(f"--gpus {config.gpus} needs psutil: {install('psutil')}")
-    from torch_utils.launch import launch
-
-    command = [sys.executable, *sys.orig_argv[1:]]
-    try:
-        return launch(command, config.gpus, config.max_restarts, lambda line: click.echo(line, err=True))
-    except DistributedError as error:
-        raise LostProcessError(str(error)) from error
 
 
 def _train_together(

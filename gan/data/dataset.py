@@ -19,6 +19,8 @@ from gan.data.store import Store
 from gan.errors import GanError
 from gan.image_size import MAX_BASE_AREA, MIN_BASE, describe_image, is_trainable
 
+_LONGEST_NAME = 100  # characters
+
 
 class ImageDataset:
     """Images of one size that can be trained on, grey, RGB or RGBA, in the order of their sorted names.
@@ -98,11 +100,21 @@ class ImageDataset:
         return len(self._indices)
 
     @functools.cached_property
+    def resize_filter(self) -> str | None:
+        """What the images were scaled with; None: they were not, or the dataset does not say."""
+        try:
+            packed = self._files.read_json(LABEL_FILE).get("packed")
+        except GanError:  # who needs the labels is told
+            return None
+        found = packed.get("resize_filter") if isinstance(packed, dict) else None
+        return found if isinstance(found, str) and len(found) <= _LONGEST_NAME else None
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Hex digest of all images in the dataset: other images, another fingerprint."""
         return self._files.fingerprint(self._names)
 
-    @property
+    @functools.cached_property
     def fingerprint_anywhere(self) -> str:
         """Hex digest of all images and labels that a copy has too; of a folder by names and sizes alone."""
         labels = [LABEL_FILE] if self.label_dim else []

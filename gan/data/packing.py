@@ -202,12 +202,15 @@ def _image_name(number: int) -> str:
 
 
 def _label_file(plan: Plan, names: dict[int, str], scan: Scan) -> bytes:
-    """The dataset.json: labels of the images as they are named in the dataset, and what was left out."""
+    """The dataset.json: labels of the images as they are named in it, how they got their size, what was left out."""
     content: dict[str, object] = {"labels": None}
     if plan.labels is not None:
         content["labels"] = [[name, plan.label(index)] for index, name in names.items()]
         if plan.labels.class_names is not None:
             content["class_names"] = plan.labels.class_names
+    transform = plan.options.effective_transform
+    resize_filter = None if transform == "none" else plan.options.resize_filter  # FID depends on it
+    content["packed"] = {"transform": transform, "resize_filter": resize_filter}
     content["skipped"] = scan.skipped
     if scan.label_problems:
         content["label_problems"] = scan.label_problems

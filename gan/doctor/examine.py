@@ -32,5 +32,6 @@ def examine(device: str = "auto", outdir: Path = Path("training-runs"), data: st
         facts += examined("Memory", _SECONDS, surroundings.memory)
         facts += examined("Data", _SECONDS, lambda: surroundings.data(data, computing.gpu_free))
     facts += examined("Disk", _SECONDS, lambda: surroundings.disk(outdir))
+    facts += examined("Metrics", _SECONDS, surroundings.metrics)
     facts += examined("MLflow", _SECONDS / 3, lambda: surroundings.mlflow(outdir))
     return Report(facts)

@@ -21,7 +21,6 @@ _USEFUL = {  # module: its package, and what goes without it
     "pyspng": ("pyspng", "PNGs are decoded by Pillow, more slowly"),
     "psutil": ("psutil", "memory reads 0, and --gpus N does not work"),
     "requests": ("requests", "no networks from the web"),
-    "scipy": ("scipy", "for metrics, of which there are none yet"),
     "imageio_ffmpeg": ("imageio-ffmpeg", "for videos, of which there are none yet"),
 }
 _SCHEMES = ("file", "sqlite", "mysql", "postgresql", "mssql", "databricks", "databricks-uc", "uc")
@@ -106,6 +105,23 @@ def data(path: str | None, gpu_free: int | None) -> Iterator[Fact]:
     choice = choose(dataset, "auto", None, gpu_free)
     for line in choice.lines:  # what there is to do about it stands in them
         yield Fact("Data", f"cache: {line}", good=choice.mode != "off")
+
+
+def metrics() -> Iterator[Fact]:
+    """Which detectors are there, for metrics such as FID. Nothing is wrong without: training goes by swd then."""
+    from gan.metric_names import INCEPTION, VGG
+    from gan.metrics.detectors import Detectors
+
+    detectors, missing = Detectors(), []
+    for name, serves in ((INCEPTION, "FID, KID and IS"), (VGG, "precision, recall and PPL")):
+        path = detectors.path(name)
+        if path is None:
+            missing.append(f"no {name} for {serves}")
+        else:
+            yield Fact("Metrics", f"{serves} by {path}")
+    if missing:
+        fetch = "python -m gan metrics --prefetch fetches what is missing"
+        yield Fact("Metrics", f"{'; '.join(missing)}; swd needs none; {fetch}")
 
 
 def mlflow(outdir: Path) -> Iterator[Fact]:

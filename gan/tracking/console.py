@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -63,6 +64,9 @@ class Console:
 
     def image(self, name: str, path: Path, nimg: int) -> None:
         """Nothing: pictures are not for the screen."""
+
+    def measured(self, nimg: int, results: Mapping[str, float], timestamp: float) -> None:
+        """Nothing: whoever measures says it, with the name of the snapshot."""
 
     def state(self) -> dict[str, Any]:
         """Nothing: continuing appends to the log."""

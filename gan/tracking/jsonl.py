@@ -6,7 +6,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,15 @@ class JsonlTracker:
         self._unwritten = b"".join(line for line in lines if record_nimg(_parse(line) or {}) not in there)
 
     def tick(self, nimg: int, record: dict[str, Any]) -> None:
-        """Append one line. Non-finite numbers become null, which JSON has and NaN it has not."""
-        line = json.dumps(_without_nonfinite(record), allow_nan=False)
-        self._unwritten += line.encode() + b"\n"
+        """Append one line."""
+        self._unwritten += line_of(record)
         self._write()
 
     def image(self, name: str, path: Path, nimg: int) -> None:
         """Nothing: the picture lies in the run folder already."""
+
+    def measured(self, nimg: int, results: Mapping[str, float], timestamp: float) -> None:
+        """Nothing: each metric has a file of its own (`measurements`)."""
 
     def state(self) -> dict[str, Any]:
         """{'unwritten_ticks': lines that a full disk did not take yet}; `nimg` says which others to keep."""
@@ -49,18 +51,31 @@ class JsonlTracker:
     def _write(self) -> None:
         if not self._unwritten:
             return
-        try:
-            with open(self._path, "ab", buffering=0) as file:
-                start = file.tell()
-                try:
-                    if file.write(self._unwritten) != len(self._unwritten):
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                except OSError:
-                    file.truncate(start)  # a full disk takes half a line; the next try writes it whole
-                    raise
-        except OSError as error:
-            raise explain_os_error(error, self._path) from error
+        append(self._path, self._unwritten)
         self._unwritten = b""
+
+
+def line_of(record: Mapping[str, Any]) -> bytes:
+    """A record as a line. Non-finite numbers become null, which JSON has and NaN it has not."""
+    return json.dumps(_without_nonfinite(record), allow_nan=False).encode() + b"\n"
+
+
+def append(path: Path, lines: bytes) -> None:
+    """Append whole lines to a file, or nothing. Raises GanError when it cannot be written."""
+    try:
+        with open(path, "ab+", buffering=0) as file:
+            start = file.seek(0, os.SEEK_END)
+            file.seek(max(start - 1, 0))
+            if file.read(1) not in (b"", b"\n"):
+                lines = b"\n" + lines  # after one that a killed process left torn
+            try:
+                if file.write(lines) != len(lines):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(start)  # a full disk takes half a line; the next try writes it whole
+                raise
+    except OSError as error:
+        raise explain_os_error(error, path) from error
 
 
 def drop_lines_beyond(path: Path, nimg: int) -> None:
@@ -68,10 +83,20 @@ def drop_lines_beyond(path: Path, nimg: int) -> None:
 
     The other lines stay as they are, byte for byte. Raises GanError when the file cannot be replaced.
     """
+    drop_lines(path, lambda record: (record_nimg(record) or 0) > nimg)
+
+
+def drop_lines(path: Path, is_beyond: Callable[[dict[str, Any]], bool]) -> None:
+    """Remove from a file a torn last line and every record of this kind; the other lines stay, byte for byte."""
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith(b"\n") and not _is_beyond(line, nimg)]
+    records = [_parse(line) for line in lines]
+    kept = [
+        line
+        for line, record in zip(lines, records, strict=True)
+        if line.endswith(b"\n") and not (record is not None and is_beyond(record))
+    ]
     if len(kept) < len(lines):
         with atomic_path(path) as temporary:
             temporary.write_bytes(b"".join(kept))
@@ -99,12 +124,6 @@ def mean_of(record: Mapping[str, Any], name: str) -> float | None:
     entry = record.get(name)
     mean = entry.get("mean") if isinstance(entry, Mapping) else None
     return float(mean) if isinstance(mean, (int, float)) and math.isfinite(mean) else None
-
-
-def _is_beyond(line: bytes, nimg: int) -> bool:
-    record = _parse(line)
-    line_nimg = None if record is None else record_nimg(record)
-    return line_nimg is not None and line_nimg > nimg
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

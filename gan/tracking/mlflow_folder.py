@@ -1,9 +1,10 @@
-"""What a run folder tells of a run: the ticks and pictures that MLflow is to have, and which MLflow run it is."""
+"""What a run folder tells of a run: what MLflow is to have, ticks, measurements and pictures, and which run it is."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +13,8 @@ from typing import Any, NamedTuple
 
 from gan.errors import GanError
 from gan.files import write_text
-from gan.tracking import jsonl
-from gan.tracking.mlflow_run import RunSpec, Tick, tick_of
+from gan.tracking import jsonl, measurements
+from gan.tracking.mlflow_run import RunSpec, Tick, measured_of, tick_of
 from gan.tracking.mlflow_store import public_uri, store_of
 
 NOTE_FILE = "mlflow-run.json"
@@ -95,12 +96,31 @@ def recorded_ticks(run_dir: Path, up_to: int | None = None) -> Iterator[Tick]:
             yield tick_of(nimg, record)
 
 
+def recorded_measured(run_dir: Path, ticks: Sequence[Tick], up_to: int) -> list[Tick]:
+    """What snapshots of the run were measured by, the last time; those beyond `up_to` images are left out."""
+    exact, found = _exact(ticks), dict[tuple[str, str], Tick]()
+    for measured in measurements.read(run_dir):
+        timestamp, nimg = measured.record.get("timestamp"), measured.record.get("nimg")
+        if measured.kimg is None or not isinstance(timestamp, (int, float)) or not math.isfinite(timestamp):
+            continue
+        if not isinstance(nimg, int):  # `gan metrics` has the name alone
+            nimg = exact.get(measured.kimg, measured.kimg * 1000)
+        if nimg <= up_to:
+            found[measured.metric, measured.snapshot] = measured_of(nimg, measured.results, timestamp)
+    return list(found.values())
+
+
+def _exact(ticks: Sequence[Tick]) -> dict[int, int]:
+    """{thousands of images, as in names of files: images} of the ticks."""
+    return {tick.nimg // 1000: tick.nimg for tick in ticks}
+
+
 def recorded_pictures(run_dir: Path, ticks: Sequence[Tick], up_to: int) -> list[Picture]:
     """The sheets in the folder, oldest first; those beyond `up_to` images are left out.
 
     The number in a sheet's name is cut to thousands of images; the `ticks` tell when exactly it was made.
     """
-    exact = {tick.nimg // 1000: tick.nimg for tick in ticks}
+    exact = _exact(ticks)
     first = [Picture("reals", run_dir / "reals.png", 0), Picture("fakes", run_dir / "fakes_init.png", 0)]
     later = []
     for path in run_dir.glob("fakes*.png"):

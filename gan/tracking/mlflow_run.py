@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ BRANCH_TAG = "gan.branch"
 PROGRESS = "Progress/kimg"  # every tick has it
 GRID_FOLDER = "grids"
 PREVIEW_FOLDER = "images"  # MLflow's own
+MEASURED_PREFIX = "Metrics/"
 MAX_METRICS_PER_REQUEST = 1000  # these five are MLflow's own limits
 MAX_PARAMS_PER_REQUEST = 100
 MAX_NAME_LENGTH = 250
@@ -29,7 +31,7 @@ MAX_PREVIEW_SIZE = 2048  # pixels, long side; a full grid would cost MLflow 20 s
 
 @dataclass(frozen=True)
 class Tick:
-    """The metrics of one tick."""
+    """The numbers of one tick, or of a measurement of the snapshot at that moment."""
 
     nimg: int
     timestamp: int
@@ -82,6 +84,7 @@ class MlflowRun:
         self._created = False
         self._held_pictures: set[str] | None = None  # file names of grids; None: to be asked
         self._held_previews: set[str] = set()  # the beginnings of their file names
+        self._held_measured: dict[str, set[int]] = {}  # of each number that was asked for: the nimg that the store has
         self._start_time = int(time.time() * 1000) if spec.start_time is None else spec.start_time
         self.run_id = spec.run_id
         self.experiment_id: str | None = None
@@ -104,8 +107,7 @@ class MlflowRun:
             self._set_tags()
             if running:
                 self._client.update_run(self.run_id, status="RUNNING")
-            history = self._client.get_metric_history(self.run_id, PROGRESS)
-            self.held = {metric.step for metric in history}
+            self.held = self._steps_of(PROGRESS)
         self.is_open = True
 
     def log_ticks(self, ticks: Sequence[Tick]) -> int:
@@ -125,6 +127,30 @@ class MlflowRun:
         self._client.log_batch(self.run_id, metrics=metrics, synchronous=True)
         self.held.update(sent)
         return len(sent)
+
+    def log_measured(self, measured: Sequence[Tick]) -> int:
+        """Send measurements but for the numbers that the store has, which it cannot replace; how many were sent."""
+        from mlflow.entities import Metric
+
+        sent = 0
+        for tick in measured:
+            missing = [(name, value) for name, value in tick.metrics if tick.nimg not in self._measured_at(name)]
+            metrics = [Metric(name, value, tick.timestamp, tick.nimg) for name, value in missing]
+            if metrics:
+                self._client.log_batch(self.run_id, metrics=metrics, synchronous=True)
+                sent += 1
+            for name, _ in missing:
+                self._held_measured[name].add(tick.nimg)
+        return sent
+
+    def _measured_at(self, name: str) -> set[int]:
+        """Where the store has a number; it is asked once."""
+        if name not in self._held_measured:
+            self._held_measured[name] = self._steps_of(name)
+        return self._held_measured[name]
+
+    def _steps_of(self, name: str) -> set[int]:
+        return {metric.step for metric in self._client.get_metric_history(self.run_id, name)}
 
     def log_image(self, name: str, path: Path, nimg: int) -> bool:
         """Send a preview for the viewer's step slider, then the picture whole, below grids/; once a file name.
@@ -247,6 +273,12 @@ def tick_of(nimg: int, record: Mapping[str, Any]) -> Tick:
     if not isinstance(seconds, (int, float)):
         seconds = time.time()
     return Tick(nimg, int(seconds * 1000), tuple(metrics[:MAX_METRICS_PER_REQUEST]))
+
+
+def measured_of(nimg: int, results: Mapping[str, float], timestamp: float) -> Tick:
+    """The numbers of a metric; what is not finite is left out. `timestamp`: seconds."""
+    metrics = [(_allowed_name(MEASURED_PREFIX + name), value) for name, value in results.items()]
+    return Tick(nimg, int(timestamp * 1000), tuple((name, value) for name, value in metrics if math.isfinite(value)))
 
 
 def flat_params(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

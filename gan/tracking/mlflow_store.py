@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from gan.errors import without_password
@@ -53,6 +54,11 @@ def reason(error: BaseException) -> str:
 def count(number: int, noun: str) -> str:
     """So many of something: `1 tick`, `2 ticks`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
 def _system_error(error: BaseException) -> OSError | None:

@@ -9,7 +9,15 @@ from typing import Any
 
 from gan.errors import GanError
 from gan.tracking import jsonl
-from gan.tracking.mlflow_folder import Note, read_note, recorded_pictures, recorded_ticks, spec_of, write_note
+from gan.tracking.mlflow_folder import (
+    Note,
+    read_note,
+    recorded_measured,
+    recorded_pictures,
+    recorded_ticks,
+    spec_of,
+    write_note,
+)
 from gan.tracking.mlflow_import import import_mlflow, set_environment_defaults
 from gan.tracking.mlflow_run import MlflowRun
 from gan.tracking.mlflow_store import URI_VARIABLE, count, import_problem, reason, store_problem
@@ -20,6 +28,7 @@ class Sent:
     """What was sent, and where to."""
 
     ticks: int
+    measurements: int
     pictures: int
     newest_kimg: float
     """of the run; MLflow has every tick up to there"""
@@ -28,7 +37,7 @@ class Sent:
 
 
 def sync(run_dir: Path, experiment: str, params: Mapping[str, Any], total_kimg: float) -> Sent:
-    """Send the ticks and pictures of a run folder that its MLflow run has not, oldest first, and its final status.
+    """Send what the MLflow run of a folder has not, ticks, measurements, pictures, oldest first, and its final status.
 
     A run that MLflow does not know is made. What lies in set-aside-NN/ stays there: those branches ended, and MLflow
     has of them what it got. Raises GanError if the folder has no ticks or the store fails.
@@ -53,6 +62,7 @@ def sync(run_dir: Path, experiment: str, params: Mapping[str, Any], total_kimg: 
         done = 0
         while done < len(missing):
             done += run.log_ticks(missing[done:])
+        measured = run.log_measured(recorded_measured(spec.run_dir, ticks, newest.nimg))
         pictures = 0
         for picture in recorded_pictures(spec.run_dir, ticks, newest.nimg):
             try:
@@ -70,4 +80,4 @@ def sync(run_dir: Path, experiment: str, params: Mapping[str, Any], total_kimg: 
     if refused:
         pictures_refused = count(len(refused), "picture")
         raise GanError(f"MLflow does not take {pictures_refused}, the first is {refused[0]}; it has all the rest")
-    return Sent(len(missing), pictures, newest.nimg / 1000, spec.shown_uri)
+    return Sent(len(missing), measured, pictures, newest.nimg / 1000, spec.shown_uri)

@@ -10,10 +10,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gan.tracking.mlflow_folder import Note, Picture, read_note, recorded_pictures, recorded_ticks, spec_of, write_note
+from gan.tracking.mlflow_folder import (
+    Note,
+    Picture,
+    read_note,
+    recorded_measured,
+    recorded_pictures,
+    recorded_ticks,
+    spec_of,
+    write_note,
+)
 from gan.tracking.mlflow_import import import_mlflow, set_environment_defaults
-from gan.tracking.mlflow_run import MlflowRun, Tick, tick_of
-from gan.tracking.mlflow_store import count, import_problem, reason, store_problem
+from gan.tracking.mlflow_run import MlflowRun, Tick, measured_of, tick_of
+from gan.tracking.mlflow_store import count, import_problem, listed, reason, store_problem
 from gan.tracking.tracker import Report, print_line
 
 CLOSE_SECONDS = 20.0
@@ -52,8 +61,9 @@ class MlflowTracker:
         self._shown_uri = self._spec.shown_uri
         self._run = MlflowRun(self._spec)
         self._report_line = report
-        self._changed = threading.Condition()  # guards the six fields below
+        self._changed = threading.Condition()  # guards the seven fields below
         self._ticks: deque[Tick] = deque()
+        self._measured: deque[Tick] = deque()
         self._images: deque[Picture] = deque()
         self._refused: list[Picture] = []  # to be tried again when the store takes another one
         self._missed_up_to: int | None = nimg if continued else None  # to be read from the folder, once connected
@@ -87,6 +97,14 @@ class MlflowTracker:
             self._images.append(Picture(name, Path(path), nimg))
             self._changed.notify()
 
+    def measured(self, nimg: int, results: Mapping[str, float], timestamp: float) -> None:
+        """Queue the numbers of a metric as metrics of step `nimg`."""
+        with self._changed:
+            if self._off:
+                return
+            self._measured.append(measured_of(nimg, results, timestamp))
+            self._changed.notify()
+
     def state(self) -> dict[str, Any]:
         """{'run_id': the MLflow run, or None while it is not known yet}."""
         return {"run_id": self._run.run_id}
@@ -116,11 +134,13 @@ class MlflowTracker:
         parts = []
         if kimg := [tick.nimg / 1000 for tick in self._ticks]:
             parts.append(f"{count(len(kimg), 'tick')} (kimg {kimg[0]:.1f} to {kimg[-1]:.1f})")
+        if self._measured:
+            parts.append(count(len(self._measured), "measurement"))
         if pictures := len(self._images) + len(self._refused):
             parts.append(count(pictures, "picture"))
         if not parts and not self._complete:
             parts.append("the end of the run")
-        return " and ".join(parts)
+        return listed(parts)
 
     def _start(self) -> None:
         if not self._started:
@@ -154,8 +174,11 @@ class MlflowTracker:
             if delay:
                 self._changed.wait_for(lambda: self._final_status is not None, timeout=delay)
             elif self._run.is_open:
-                self._changed.wait_for(lambda: self._ticks or self._images or self._final_status is not None)
+                self._changed.wait_for(lambda: self._has_any() or self._final_status is not None)
             return self._final_status is not None
+
+    def _has_any(self) -> bool:
+        return bool(self._ticks or self._measured or self._images)
 
     def _deliver(self, closing: bool) -> bool:
         """Send what waits. False when a picture is to be tried again; raises when the store fails."""
@@ -165,6 +188,7 @@ class MlflowTracker:
             self._say(f"MLflow records this run; to look at it: {self._place()}")
         self._queue_missed()
         self._send_ticks()
+        self._send_measured()
         if self._failing:
             self._failing = False
             self._say(f"MLflow at {self._shown_uri} is back; it has every tick so far")
@@ -184,9 +208,11 @@ class MlflowTracker:
             up_to, self._missed_up_to = self._missed_up_to, None
         if up_to is not None:
             ticks = list(recorded_ticks(self._spec.run_dir, up_to))
+            measured = recorded_measured(self._spec.run_dir, ticks, up_to)
             pictures = recorded_pictures(self._spec.run_dir, ticks, up_to)
             with self._changed:  # what the store has is passed over
                 self._ticks.extendleft(reversed(ticks))
+                self._measured.extendleft(reversed(measured))
                 self._images.extendleft(reversed(pictures))
 
     def _send_ticks(self) -> None:
@@ -199,6 +225,12 @@ class MlflowTracker:
             if not batch:
                 return
             self._run.log_ticks(batch)
+
+    def _send_measured(self) -> None:
+        while self._measured:
+            self._run.log_measured([self._measured[0]])
+            with self._changed:
+                self._measured.popleft()
 
     def _send_images(self) -> bool:
         """Send the pictures that wait. False when one failed and is to be tried again."""
@@ -231,6 +263,7 @@ class MlflowTracker:
         with self._changed:
             self._off = True
             self._ticks.clear()
+            self._measured.clear()
             self._images.clear()
 
     def _report_failure(self, error: Exception) -> None:

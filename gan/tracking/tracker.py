@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,9 @@ class Tracker(Protocol):
 
     def image(self, name: str, path: Path, nimg: int) -> None:
         """A picture that lies finished in the run folder, for instance the grid 'fakes'; called on any thread."""
+
+    def measured(self, nimg: int, results: Mapping[str, float], timestamp: float) -> None:
+        """The numbers of a metric, for the snapshot at `nimg` images; `timestamp`: seconds, when they were there."""
 
     def state(self) -> dict[str, Any]:
         """Plain values for the training state, given back when the run is continued."""
@@ -54,6 +57,11 @@ class Trackers:
         """Forward one picture."""
         for tracker in self._trackers:
             self._guard(tracker, lambda t: t.image(name, path, nimg))
+
+    def measured(self, nimg: int, results: Mapping[str, float], timestamp: float) -> None:
+        """Forward the numbers of a metric."""
+        for tracker in self._trackers:
+            self._guard(tracker, lambda t: t.measured(nimg, results, timestamp))
 
     def state(self) -> dict[str, Any]:
         """The states of all trackers in one dictionary."""

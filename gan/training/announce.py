@@ -22,6 +22,7 @@ def announcement(
     state: TrainingState,
     half_dtype: torch.dtype,
     cache_lines: list[str],
+    metric_lines: Sequence[str] = (),
 ) -> Iterator[str]:
     """The lines."""
     data, progress = config.data, state.progress
@@ -39,6 +40,7 @@ def announcement(
     yield f"Computing: {resources.computing(state.device, state.G, half_dtype)}{each}"
     yield f"Kernels:   {resources.kernels_in_use()}"
     yield from disk.outlook(config, run_dir, progress.nimg)
+    yield from metric_lines
     if not resources.can_measure_memory():
         yield "Memory:    cpumem reads 0, because psutil is not installed"
     if progress.rollbacks:

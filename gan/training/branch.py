@@ -37,7 +37,8 @@ def go_back(
     aside, state = _folder(run_dir, branch), older.branched(branch, rate)
     try:
         aside.mkdir()
-        for name in (jsonl.FILE_NAME, OPTIONS_FILE, NEWEST):
+        metrics = [path.name for path in run_dir.glob("metric-*.jsonl")]
+        for name in (jsonl.FILE_NAME, OPTIONS_FILE, NEWEST, *metrics):
             _copy(run_dir / name, aside)
         states.replace_newest(state)
     except OSError as error:

@@ -47,6 +47,25 @@ def release_memory(device: torch.device) -> None:
         return_freed_memory()
 
 
+def copied(copy: Callable[[], T], give_way: Callable[[], None], remedy: str) -> T:
+    """A copy on the device beside the training, made once more after `give_way` where memory runs out.
+
+    Raises GanError, naming the `remedy`, if that does not help.
+    """
+    try:
+        return copy()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    give_way()  # here, where the error refers to nothing any more
+    try:
+        return copy()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise GanError(f"out of memory beside the training, for a copy to write: {remedy}") from error
+
+
 class MicroBatch:
     """The number of images at a time, `size`. It only ever gets smaller, and only where memory runs out.
 

@@ -8,7 +8,8 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from gan.tracking import jsonl
+from gan.metric_names import METRICS
+from gan.tracking import jsonl, measurements
 
 _SNAPSHOT = re.compile(r"network-snapshot-(\d{6,})\.pkl")
 _HIGHER_IS_BETTER = ("is50k", "pr50k3")  # inception score; precision and recall
@@ -43,13 +44,22 @@ def milestones(kimgs: Collection[int], keep_every: int | None) -> set[int]:
 
 
 def best_snapshots(run_dir: Path) -> set[str]:
-    """By each number in the metric-*.jsonl files of a run, the best snapshot that is still there; names of files.
+    """By each metric in the metric-*.jsonl files of a run, the best snapshot that is still there; names of files.
 
-    Of equally good ones the newest. Lines that are torn, or that say something else, are passed over.
+    Of a metric that is known its first number counts, of others every one. Of equally good ones the newest is the best.
+    Lines that are torn, or that say something else, are passed over.
     """
-    there = set(_snapshots(run_dir).values())
+    there = snapshot_names(run_dir)
+    known = (measurements.best(run_dir, metric, there) for metric in METRICS)
+    return {found[0] for found in known if found is not None} | _best_by_others(run_dir, there)
+
+
+def _best_by_others(run_dir: Path, there: Collection[str]) -> set[str]:
+    """By each number of metrics that are not known."""
     best: dict[str, tuple[float, str]] = {}
     for path in sorted(run_dir.glob("metric-*.jsonl")):
+        if path.stem.removeprefix("metric-") in METRICS:
+            continue
         for metric, number, name in _measurements(path):
             goodness = (number if metric.startswith(_HIGHER_IS_BETTER) else -number, name)
             if name in there and goodness >= best.get(metric, goodness):
@@ -62,13 +72,20 @@ def snapshots_in(run_dir: Path) -> list[int]:
     return sorted(_snapshots(run_dir))
 
 
-def prune_snapshots(run_dir: Path, keep: int | None, keep_every: int | None) -> list[str]:
+def snapshot_names(run_dir: Path) -> set[str]:
+    """The names of the snapshots of a run; that of the best, which is one of them, is not among these."""
+    return set(_snapshots(run_dir).values())
+
+
+def prune_snapshots(run_dir: Path, keep: int | None, keep_every: int | None, in_use: Collection[str] = ()) -> list[str]:
     """Remove the snapshots of a run that are not to stay; the names of those that are gone. Sheets stay.
 
     Nothing that happens to one of them is an error: it is only too many.
+
+    `in_use`: names of snapshots that stay for now.
     """
     names = _snapshots(run_dir)
-    good = best_snapshots(run_dir) if keep is not None else ()
+    good = {*best_snapshots(run_dir), *in_use} if keep is not None else ()
     best = [kimg for kimg, name in names.items() if name in good]
     removed = []
     for kimg in snapshots_to_remove(list(names), keep, keep_every, best):

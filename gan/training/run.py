@@ -155,7 +155,7 @@ def _state_to_go_on_from(
 
 def _check_that_none_was_lost(run_dir: Path, config: TrainConfig) -> None:
     """A run has a state soon after its first snapshot, unless that could not be written, and then it stops at once."""
-    later = any(path.name > "network-snapshot-000000.pkl" for path in run_dir.glob("network-snapshot-*.pkl"))
+    later = any(path.name > "network-snapshot-000000.pkl" for path in run_dir.glob("network-snapshot-[0-9]*.pkl"))
     seconds = max(
         (jsonl.mean_of(record, "Timing/total_sec") or 0 for record in jsonl.read_records(run_dir / jsonl.FILE_NAME)),
         default=0,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from gan.data.labels import LabelTable
 from gan.errors import GanError
 from gan.files import flush
 from gan.networks import Generator
-from gan.tracking import Trackers, jsonl
-from gan.training import disk, retention, run_folder, state_files
+from gan.tracking import Console, JsonlTracker, MlflowTracker, Trackers, jsonl
+from gan.training import disk, resources, retention, run_folder, state_files
 from gan.training.grid import SampleGrid
 from gan.training.outputs import Output, Outputs
 from gan.training.run_folder import in_kimg
@@ -31,8 +32,9 @@ class RunFiles:
     With several processes all ask for the same sheets, of which each computes its part; rank 0 writes everything.
 
     Args:
-        report: takes a line for people; called on any thread.
+        console: takes lines for people, on any thread.
         any_waits: see `Outputs`.
+        in_use: names of snapshots that are not to be removed now; called on any thread.
     """
 
     def __init__(
@@ -43,17 +45,37 @@ class RunFiles:
         labels: LabelTable,
         state: TrainingState,
         states: StateFiles,
-        report: Callable[[str], None],
+        console: Console,
         world: World = ALONE,
         any_waits: Callable[[bool], bool] = bool,
+        in_use: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._config, self._run_dir, self._dataset = config, run_dir, dataset
-        self._state, self._states, self._report = state, states, report
+        self._state, self._states, self._console = state, states, console
+        self._report, self._in_use = console.print, in_use
         self._labels, self._world = labels, world
         self._grid = SampleGrid.choose(dataset, config.network.z_dim, config.seed)
         self._tracker_state: dict[str, Any] = {}
         self.trackers = Trackers([])
-        self.outputs = Outputs(state.device, report, self._not_written, any_waits)
+        self.outputs = Outputs(state.device, self._report, self._not_written, any_waits)
+
+    def open_trackers(self, saved: dict[str, Any], continued: bool) -> None:
+        """Begin to track the run; `saved`: what they gave for the state that it goes on from."""
+        progress = self._state.progress
+        stats = JsonlTracker(self._run_dir, progress.nimg, saved.get("unwritten_ticks"))
+        mlflow = MlflowTracker(
+            self._run_dir,
+            experiment=self._config.data.name,
+            params=dataclasses.asdict(self._config),
+            tags=resources.versions(self._state.device),
+            run_id=saved.get("run_id"),
+            nimg=progress.nimg,
+            continued=continued,
+            branch=progress.branch,
+            report=self._report,
+        )
+        self.trackers = Trackers([self._console, stats, mlflow], self._report)
+        self.remember(saved)
 
     def remember(self, tracker_state: dict[str, Any]) -> None:
         """What the trackers gave for the training state; what they do not know this time stays."""
@@ -102,10 +124,15 @@ class RunFiles:
         def write() -> None:
             disk.check_room(path, needed)
             models.save(path, **networks, training_set_kwargs=kwargs)
-            for name in retention.prune_snapshots(self._run_dir, self._config.keep, self._config.keep_every):
-                self._report(f"Removed {name}: --keep {self._config.keep}")
+            self.prune()
 
         self.outputs.add(Output(path.name, "snapshot", write))
+
+    def prune(self) -> None:
+        """Remove the snapshots that are not to stay."""
+        config = self._config
+        for name in retention.prune_snapshots(self._run_dir, config.keep, config.keep_every, self._in_use()):
+            self._report(f"Removed {name}: --keep {config.keep}")
 
     @property
     def snapshot_name(self) -> str:

@@ -36,6 +36,7 @@ class Ticks:
         self.health = assess([], None)
         self.healthy_until = healthy_until
         self.data_wait = 0.0  # seconds in this tick
+        self.measuring = 0.0  # seconds in this tick, for metrics
 
     @property
     def seconds(self) -> float:
@@ -59,18 +60,20 @@ class Ticks:
         tick_seconds = total - progress.tick_start_seconds
         images = progress.nimg - progress.tick_nimg
         record: dict[str, Any] = dict(self._state.stats.flush(self._world))
-        data_wait, peak_gpu_mem = self._worst(self.data_wait, resources.peak_gpu_memory_gb(self._state.device))
+        peak_gpu_mem = resources.peak_gpu_memory_gb(self._state.device)
+        data_wait, measuring, peak_gpu_mem = self._worst(self.data_wait, self.measuring, peak_gpu_mem)
         scalars = {
             "Progress/tick": progress.tick,
             "Progress/kimg": progress.nimg / 1000,
             "Progress/augment": float(self._state.p),
             "Timing/sec_per_tick": tick_seconds,
-            "Timing/sec_per_kimg": tick_seconds / images * 1000,
+            "Timing/sec_per_kimg": max(tick_seconds - measuring, 0) / images * 1000,
             "Timing/total_sec": total,
             "Timing/total_hours": total / 3600,
             "Timing/total_days": total / 86400,
             "Timing/maintenance_sec": progress.maintenance_seconds,
             "Timing/data_wait": data_wait,
+            "Timing/metrics": measuring,
             **{f"Timing/{phase}": ms for phase, ms in self._timer.flush().items()},
             "Resources/cpu_mem_gb": resources.cpu_memory_gb(),
             "Resources/peak_gpu_mem_gb": peak_gpu_mem,
@@ -89,7 +92,7 @@ class Ticks:
         progress.tick += 1
         progress.tick_nimg = progress.nimg
         progress.tick_start_seconds = self.seconds
-        self.data_wait = 0.0
+        self.data_wait = self.measuring = 0.0
 
     def _worst(self, *own: float) -> list[float]:
         """The largest of each number that any rank has: all wait for the slowest, and no more fits than into each."""

@@ -21,14 +21,15 @@ from gan.data.dataset import ImageDataset
 from gan.data.labels import LabelTable
 from gan.data.loader import BatchStream
 from gan.errors import FailedRunError, GanError, printable
-from gan.tracking import Console, JsonlTracker, MlflowTracker, Trackers, jsonl
+from gan.tracking import Console, jsonl
 from gan.training import resources, run_folder, state_files
 from gan.training.announce import announcement, with_topic
 from gan.training.batches import batches_on
 from gan.training.devices import prepare
+from gan.training.evaluation import Evaluation
 from gan.training.fit import fitted
 from gan.training.health import what_can_be_done
-from gan.training.micro_batch import is_out_of_memory
+from gan.training.micro_batch import copied
 from gan.training.run_files import RunFiles
 from gan.training.run_folder import in_kimg
 from gan.training.signals import Signals
@@ -98,9 +99,10 @@ class Trainer:
         self._continued = continued
         labels = LabelTable.of(dataset, self.device)
         self.step = TrainStep(self.state, config, labels, self.print, self._remember_micro_batch, world)
-        self._turns = Turns(world, signals, self._own_requests)
-        any_waits = self._turns.any_waits
-        self.files = RunFiles(config, run_dir, dataset, labels, self.state, states, self.print, world, any_waits)
+        self._signals, self._turns = signals, Turns(world, signals, self._own_requests)
+        self.evaluation = Evaluation(config, run_dir, dataset, self.device, self.print, self.step.give_way, world)
+        waits, in_use = self._turns.any_waits, self.evaluation.in_use
+        self.files = RunFiles(config, run_dir, dataset, labels, self.state, states, self.console, world, waits, in_use)
         healthy_until = 0 if saved is None else saved.healthy_until
         self.ticks = Ticks(config, self.state, self.step.timer, healthy_until, world)
         self._states = states
@@ -126,9 +128,11 @@ class Trainer:
                 self.step(*batch)
                 if self.state.progress.nimg == self._start_nimg + self.config.batch_size:
                     self._compare("after the first step")
+                    self.evaluation.catch_up(self._start_nimg, self.state.G_ema)
                 if self.ticks.is_due():
                     self._end_tick()
                 self.files.outputs.advance()
+                self.ticks.measuring += self.evaluation.follow(self._turns.asked)
                 batch = self._next(batches)
             outcome = self._end()
             self._all_end = True
@@ -153,6 +157,7 @@ class Trainer:
             last = (self.run_dir / self.files.sheet_name, self.run_dir / self.files.snapshot_name)
             if self.world.share(not all(path.exists() for path in last), "the last files"):
                 self._save(self._add_snapshot())
+            self.evaluation.catch_up(self._start_nimg, self.state.G_ema)
             self._finish_last_files()
             self.print("There is nothing left to train; --kimg N makes the run longer")
             self._all_end = True
@@ -232,7 +237,7 @@ class Trainer:
 
     def _own_requests(self) -> Asked:
         """What the first process asks for: a state, every so many minutes but not while a slow disk takes the last."""
-        asked = Asked(0)
+        asked = self.evaluation.requests()
         if not self.world.is_first:
             return asked
         due = time.monotonic() > self._state_saved_at + self.config.save_every * 60
@@ -260,21 +265,8 @@ class Trainer:
     def _open_trackers(self) -> None:
         if not self.world.is_first:
             return
-        progress = self.state.progress
-        stats = JsonlTracker(self.run_dir, progress.nimg, self._tracker_state.get("unwritten_ticks"))
-        mlflow = MlflowTracker(
-            self.run_dir,
-            experiment=self.config.data.name,
-            params=dataclasses.asdict(self.config),
-            tags=resources.versions(self.device),
-            run_id=self._tracker_state.get("run_id"),
-            nimg=progress.nimg,
-            continued=self._continued,
-            branch=progress.branch,
-            report=self.console.print,
-        )
-        self.files.trackers = Trackers([self.console, stats, mlflow], self.console.print)
-        self.files.remember(self._tracker_state)
+        self.evaluation.open(self.files, self.state.progress.nimg)  # drops lines that MLflow is not to be sent
+        self.files.open_trackers(self._tracker_state, self._continued)
         self.ticks.recall(jsonl.read_records(self.run_dir / jsonl.FILE_NAME))
 
     def _says(self, topic: str, line: str) -> None:
@@ -285,8 +277,9 @@ class Trainer:
             self._says("Computing", resources.computing(self.device, self.state.G, self.half_dtype))
             self._says("Kernels", resources.kernels_in_use())
             return
+        metric_lines = self.evaluation.lines
         lines = announcement(
-            self.config, self.run_dir, self.dataset, self.state, self.half_dtype, cache_lines=cache_lines
+            self.config, self.run_dir, self.dataset, self.state, self.half_dtype, cache_lines, metric_lines
         )
         for line in (*self._notes, *lines):
             self.print(line)
@@ -321,6 +314,7 @@ class Trainer:
         self.files.add_fakes(self.files.sheet_name, networks["G_ema"], self.config.batch_gpu)
         if self.world.is_first:
             self.files.add_snapshot(networks)
+        self.evaluation.add(self.files.snapshot_name, self.state.progress.nimg, networks["G_ema"])
         return networks
 
     def _copy_for_the_sheet(self) -> dict[str, Any]:
@@ -338,19 +332,8 @@ class Trainer:
 
     def _with_memory(self, copy: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A copy on the device, for which recorded phases give way if they must."""
-        try:
-            return copy()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        self.step.give_way()  # here, where the error refers to nothing any more
-        try:
-            return copy()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            smaller = run_folder.resume_command(self.run_dir, "--batch-gpu", "auto")
-            raise GanError(f"out of memory beside the training, for a copy to write: {smaller}") from error
+        smaller = run_folder.resume_command(self.run_dir, "--batch-gpu", "auto")
+        return copied(copy, self.step.give_way, remedy=smaller)
 
     def _save_and_finish(self) -> None:
         self._save()
@@ -390,6 +373,7 @@ class Trainer:
             self._give_up_or_roll_back()
             return Outcome.FAILED
         self._save_and_finish()
+        self.evaluation.leave(goes_on=True)
         self.print(f"Stopped at {self._kimg} kimg, saved; go on with: {run_folder.resume_command(self.run_dir)}")
         return Outcome.STOPPED
 
@@ -412,4 +396,7 @@ class Trainer:
     def _finish_last_files(self) -> None:
         self.files.outputs.finish()
         self._require(self.files.sheet_name, self.files.snapshot_name, state_files.NEWEST)
+        self.evaluation.finish(lambda: self._signals.stop_requested)
+        if self.world.is_first:
+            self.files.prune()
         self.print(f"Done: {self._kimg} kimg in {self.run_dir}")

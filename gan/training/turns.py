@@ -32,6 +32,10 @@ class Asked(enum.IntFlag):
     """training has failed"""
     NO_IMAGES = enum.auto()
     """there are none to be had for it any more"""
+    MEASURE = enum.auto()
+    """a portion of the metrics of a snapshot, after this step"""
+    MEASURED = enum.auto()
+    """the metrics of a snapshot are there: on to the next"""
 
 
 class Turns:

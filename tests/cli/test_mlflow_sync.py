@@ -12,8 +12,9 @@ from click.testing import CliRunner, Result
 
 from gan.cli import main
 from gan.config import DataInfo
+from gan.metrics.measure import Measurement
 from gan.resolve import resolve
-from gan.tracking import JsonlTracker, MlflowTracker
+from gan.tracking import JsonlTracker, MlflowTracker, measurements
 from gan.train_options import TrainOptions
 from gan.training import run_folder
 
@@ -46,6 +47,13 @@ def run_dir(outdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def store(outdir: Path) -> Any:
     mlflow = pytest.importorskip("mlflow")
     return mlflow.MlflowClient(tracking_uri=f"sqlite:///{outdir / 'mlflow.db'}")
+
+
+def measure(run_dir: Path, kimg: int, number: float) -> None:
+    """As if a snapshot had been measured."""
+    found = Measurement("swd", {"swd": number}, 1.0, 4, 4, None, None, 0, None)
+    name = f"network-snapshot-{kimg:06d}.pkl"
+    measurements.append(run_dir, measurements.record_of(found, name, 1, dataset="abc"))
 
 
 def recorded(store: Any) -> Any:
@@ -88,6 +96,25 @@ def test_holes_are_filled_in_the_run_of_the_training(run_dir: Path, outdir: Path
     assert recorded(store).info.run_id == tracker.state()["run_id"]
     assert recorded(store).info.status == "FAILED"
     assert steps(store) == [1000, 2000, 3000]
+
+
+def test_measurements_are_sent_once(run_dir: Path, store: Any) -> None:
+    tracker = MlflowTracker(run_dir, "x", {}, {}, report=lambda line: None)
+    for nimg in (1000, 2000, 3000, 4000):
+        tracker.tick(nimg, record(nimg))
+    tracker.measured(2000, {"swd": 7.0}, 1.7e9)
+    tracker.close("FINISHED")
+    for kimg, number in ((2, 7.0), (4, 6.0), (4, 5.0), (9, 1.0)):  # the last one is of a snapshot that went too far
+        measure(run_dir, kimg, number)
+    assert run(run_dir).stdout.startswith("sent 1 measurement and 2 pictures to ")
+    history = store.get_metric_history(recorded(store).info.run_id, "Metrics/swd")
+    assert [(metric.step, metric.value) for metric in history] == [(2000, 7.0), (4000, 5.0)]
+    assert run(run_dir).stdout.startswith("nothing was missing at ")
+
+
+def test_everything_that_was_sent_is_listed(run_dir: Path, store: Any) -> None:
+    measure(run_dir, 4, 6.0)
+    assert run(run_dir).stdout.startswith("sent 4 ticks, 1 measurement and 2 pictures to ")
 
 
 def test_a_branch_is_sent_to_its_own_run(run_dir: Path, outdir: Path, store: Any) -> None:

@@ -204,16 +204,16 @@ def test_workers_that_are_started_in_vain_say_so(tmp_path: Path, monkeypatch: py
 
 
 def test_what_keeps_processes_from_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "is_there", lambda module: module != "psutil")
+    monkeypatch.setattr(ranks, "is_there", lambda module: module != "psutil")
     with pytest.raises(GanError, match=r"^--gpus 1 needs psutil: python -m pip install .*psutil$"):
-        command._launch(CPU_RUN)
+        ranks.launch(1, 0)
 
     def nowhere() -> str:
         raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
 
     monkeypatch.setattr(tempfile, "gettempdir", nowhere)
     with pytest.raises(GanError, match=r"No usable temporary directory found in \['/tmp'\]\); TMPDIR names another"):
-        command._launch(CPU_RUN)
+        ranks.launch(1, 0)
 
 
 # A process of rank 1 for each way to end, and one of rank 0; PyTorch is loaded once.

@@ -22,7 +22,7 @@ from torch_utils.ops import kernels
 SURFACE = """
 --data --outdir --gpus --cfg --demo --cond --mirror --subset --gamma --kimg --batch --batch-gpu --aug --p --target
 --augpipe --p-max --resume --at --freezed --snap --keep --keep-every --save-every --keep-states --on-divergence --tick
---seed --fp32 --workers --cache --cache-dir --desc --glr --dlr
+--metrics --detectors --metrics-budget --seed --fp32 --workers --cache --cache-dir --desc --glr --dlr
 --cbase --cmax --map-depth --mbstd-group --device --precision --tf32 --cuda-graphs --ops --allow-partial
 --list-tensors --max-restarts --dist-timeout --pretrained-base --dry-run --json --help
 """
@@ -41,7 +41,11 @@ def test_the_command_line_is_frozen() -> None:
 
 
 @pytest.mark.usefixtures("full_runs")
-def test_a_tiny_run_writes_exactly_these_files(tiny_dataset: Path, outdir: Path) -> None:
+def test_a_tiny_run_writes_exactly_these_files(
+    tiny_dataset: Path, outdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # without detectors
+    monkeypatch.delenv("GAN_DETECTORS", raising=False)
     result = run_train("--data", tiny_dataset, *TINY, "--batch-gpu", 25, "--tick", 0.5, "--snap", 2)
     assert result.exit_code == 0, result.output
     (run_dir,) = outdir.glob("0*")
@@ -51,9 +55,12 @@ def test_a_tiny_run_writes_exactly_these_files(tiny_dataset: Path, outdir: Path)
         "fakes000001.png",
         "fakes_init.png",
         "log.txt",
+        "metric-diversity.jsonl",
+        "metric-swd.jsonl",
         "mlflow-run.json",
         "network-snapshot-000000.pkl",
         "network-snapshot-000001.pkl",
+        "network-snapshot-best.pkl",
         "reals.png",
         "run.lock",
         "stats.jsonl",
@@ -206,6 +213,11 @@ def test_every_problem_is_listed_at_once_before_anything_is_made(
             "--ops cuda: is for NVIDIA GPUs, and the device is cpu; leave it out",
         ),
         (["--ops", "triton"], "--ops triton: is not one of 'auto', 'cuda', 'ref'"),
+        (["--metrics", "fid50k_ful,swd"], "--metrics fid50k_ful: no such metric; did you mean fid50k_full?"),
+        (["--metrics", "auto,swd"], "--metrics auto: no such metric; auto goes alone"),
+        (["--metrics-budget", 0], "--metrics-budget 0: must be above 0, and at most 100 percent"),
+        (["--metrics-budget", 101], "--metrics-budget 101: must be above 0, and at most 100 percent"),
+        (["--detectors", "nowhere"], "--detectors nowhere: no such folder; name the one that holds the detectors"),
         (["--json"], "--json goes with --dry-run only"),
     ],
 )

@@ -79,7 +79,9 @@ def test_the_zip_has_the_layout_that_is_documented(tmp_path):
     with zipfile.ZipFile(tmp_path / "demo.zip") as archive:
         names = [f"00000/img0000000{number}.png" for number in range(3)]
         assert archive.namelist() == [*names, "dataset.json"]
-        assert archive.read("dataset.json") == b'{"labels": null, "skipped": []}'
+        assert archive.read("dataset.json") == (
+            b'{"labels": null, "packed": {"transform": "none", "resize_filter": null}, "skipped": []}'
+        )
         for info in archive.infolist():
             assert info.compress_type == zipfile.ZIP_STORED
         for number, name in enumerate(names):

@@ -74,11 +74,8 @@ def test_full_disk_leaves_no_half_line_and_loses_no_tick(tmp_path, record):
         def __exit__(self, *args):
             self.file.close()
 
-        def tell(self):
-            return self.file.tell()
-
-        def truncate(self, size):
-            self.file.truncate(size)
+        def __getattr__(self, name):
+            return getattr(self.file, name)
 
         def write(self, data):
             return self.file.write(data[:10])

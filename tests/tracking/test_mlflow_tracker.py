@@ -66,6 +66,7 @@ def test_a_run_as_mlflow_shows_it(start, store, outdir, record, capfd):
     picture = outdir / NAME / "fakes000004.png"
     Image.fromarray(np.zeros((300, 3000, 4), np.uint8)).save(picture)
     tracker.image("fakes", picture, 4000)
+    tracker.measured(4000, {"swd": 9.5, "swd_16": math.inf}, 1.7e9)
     tracker.close("FINISHED")
 
     run = store.get_run(tracker.state()["run_id"])
@@ -75,8 +76,10 @@ def test_a_run_as_mlflow_shows_it(start, store, outdir, record, capfd):
     assert run.data.params == {"batch": "32", "data.mirror": "True"}
     assert run.data.tags["gan.cfg"] == "auto"
     assert run.data.tags["gan.run_dir"] == str(outdir / NAME)
-    assert run.data.metrics == {"Loss/G/loss": 0.5, "Progress/tick": 1.0, "Progress/kimg": 4.0}
+    assert run.data.metrics == {"Loss/G/loss": 0.5, "Progress/tick": 1.0, "Progress/kimg": 4.0, "Metrics/swd": 9.5}
     assert steps(store, run.info.run_id) == [0, 4000]
+    (measured,) = store.get_metric_history(run.info.run_id, "Metrics/swd")
+    assert (measured.step, measured.timestamp) == (4000, 1_700_000_000_000)
     assert [file.path for file in store.list_artifacts(run.info.run_id, "grids")] == ["grids/fakes000004.png"]
     previews = [file.path for file in store.list_artifacts(run.info.run_id, "images") if file.path.endswith(".png")]
     assert len(previews) == 1
@@ -365,7 +368,7 @@ class FlakyRun:
 
     def __init__(self, spec):
         self.run_id, self.experiment_id, self.held, self.is_open = "r", "1", set(), False
-        self.received, self.images, self.status = [], [], None
+        self.received, self.measured, self.images, self.status = [], [], [], None
 
     def check(self):
         if self.down:
@@ -379,6 +382,10 @@ class FlakyRun:
         self.check()
         self.received += [tick.nimg for tick in ticks[:3]]
         self.held.update(self.received)
+
+    def log_measured(self, measured):
+        self.check()
+        self.measured += [(tick.nimg, dict(tick.metrics)) for tick in measured]
 
     def log_image(self, name, path, nimg):
         self.check()
@@ -425,6 +432,21 @@ def test_ticks_of_an_outage_arrive_later_in_order_and_once(flaky, record, tmp_pa
         "MLflow at http://server does not answer",
         "MLflow at http://server is back; it has every tick so far",
     ]
+
+
+def test_measurements_of_an_outage_arrive_later_or_are_named(flaky, record):
+    tracker, lines, run = flaky
+    run.down = True
+    tracker.measured(8000, {"swd": 5.0}, 1.7e9)
+    tracker.tick(9000, record(9000))
+    wait_until(lambda: lines)
+    run.down = False
+    wait_until(lambda: run.measured)
+    run.down = True
+    tracker.measured(8000, {"fid50k": 4.0}, 1.7e9)
+    tracker.close("FINISHED")
+    assert (run.received, run.measured) == ([9000], [(8000, {"Metrics/swd": 5.0})])
+    assert "did not get 1 measurement; to send what is missing: python -m gan mlflow-sync" in lines[-1]
 
 
 def test_pictures_that_were_refused_are_tried_again_when_one_is_taken(flaky, record, tmp_path):

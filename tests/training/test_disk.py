@@ -65,7 +65,7 @@ def test_a_whole_run_takes_what_was_forecast(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    options = ["--data", tiny_dataset, "--outdir", tmp_path, *RUN, "--keep-states", 2]
+    options = ["--data", tiny_dataset, "--outdir", tmp_path, *RUN, "--keep-states", 2, "--metrics", "none"]
     result = run_train(*options)
     assert result.exit_code == 0, result.output
     (run_dir,) = tmp_path.glob("0*")

@@ -246,7 +246,7 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    arguments = ["--data", tiny_dataset, *RUN, "--keep-states", 2]
+    arguments = ["--data", tiny_dataset, *RUN, "--keep-states", 2, "--metrics", "none"]
     assert run_train(*arguments).exit_code == 0
     assert in_another_process(KILL, *arguments).returncode == -9
     whole, killed = sorted((tmp_path / "training-runs").glob("0*"))

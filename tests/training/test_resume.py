@@ -23,7 +23,7 @@ def test_eight_steps_equal_four_and_resuming_for_the_rest(tiny_dataset: Path, wh
 
 
 def test_the_files_of_a_run_that_was_resumed_are_those_of_one_that_was_not(tiny_dataset: Path, outdir: Path) -> None:
-    new_run = ["--data", tiny_dataset, *RUN, "--batch-gpu", 25, "--keep-states", 2]
+    new_run = ["--data", tiny_dataset, *RUN, "--batch-gpu", 25, "--keep-states", 2, "--metrics", "none"]
     assert run_train(*new_run).exit_code == 0
     assert "Stopped at 0.625 kimg" in interrupted(5, *new_run).output
     whole, parts = sorted(outdir.glob("0*"))
@@ -38,7 +38,8 @@ def test_resuming_goes_on_in_the_same_mlflow_run(
 ) -> None:
     mlflow = pytest.importorskip("mlflow")
     small_sheets(monkeypatch)
-    interrupted(5, "--data", tiny_dataset, *RUN)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(outdir / "cache"))
+    interrupted(5, "--data", tiny_dataset, *RUN, "--metrics", "swd")
     assert run_train("--resume").exit_code == 0
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{outdir / 'mlflow.db'}")
     (experiment,) = [e for e in client.search_experiments() if e.name == "tiny"]
@@ -46,6 +47,7 @@ def test_resuming_goes_on_in_the_same_mlflow_run(
     assert run.info.status == "FINISHED"
     history = client.get_metric_history(run.info.run_id, "Progress/kimg")
     assert sorted(m.step for m in history) == [125, 375, 625, 875, 1000]
+    assert client.get_metric_history(run.info.run_id, "Metrics/swd")[-1].step == 1000
     assert run.data.params["total_kimg"] == "1"
     assert run.data.tags["gan.run_dir"].endswith(next(outdir.glob("0*")).name)
     names = [a.path for a in client.list_artifacts(run.info.run_id, "images")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import multiprocessing
 import re
 import signal
@@ -21,7 +22,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from runs import after_step, assert_same, make_light, untimed
+from runs import after_step, assert_same, make_light, measure_again, untimed
 
 from gan.config import DataInfo, TrainConfig
 from gan.data.dataset import ImageDataset
@@ -118,6 +119,9 @@ def trained(
     if world.is_first:
         run_dir.mkdir(exist_ok=True)
         run_folder.write_options(run_dir, config)
+    if "metrics" in options:
+        measure_again(during_run)
+        during_run.setenv("XDG_CACHE_HOME", str(folder.parent))
     rank, step, what = disturbed.split() if disturbed else ("-1", "0", "")
     happens = contextlib.nullcontext()
     if int(rank) == world.rank:
@@ -213,6 +217,27 @@ def test_one_process_that_is_to_stop_stops_both_and_they_go_on_as_if_nothing_had
     assert read_state(folder / NEWEST).nimg in (2 * BATCH, 3 * BATCH)
     assert pair.both(trained, folder, tiny_dataset, continued=True) == (True, True)
     assert_same(undisturbed, folder)
+
+
+def test_snapshots_are_measured_by_both_also_from_a_file_when_the_run_goes_on(
+    pair: Pair, undisturbed: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """Five steps in a thousand images: all snapshots have one name, and its last line counts."""
+    metrics = {"metrics": "swd,diversity", "metrics_budget": 100.0}
+    folder, alone = tmp_path / "run", tmp_path / "alone"
+    late = {**metrics, "metrics_budget": 1e-9}  # nothing is measured before the end
+    assert pair.both(trained, folder, tiny_dataset, **late) == (True, True)
+    assert_same(undisturbed, folder)
+    trained(World(), alone, tiny_dataset, **late)
+    records = [json.loads((run / "metric-swd.jsonl").read_text().splitlines()[-1]) for run in (alone, folder)]
+    assert [record["num_gpus"] for record in records] == [1, 2]
+    assert records[1]["results"] == pytest.approx(records[0]["results"], rel=1e-2)  # the networks differ by rounding
+    for path in folder.glob("metric-*"):
+        path.unlink()
+    assert pair.both(trained, folder, tiny_dataset, continued=True, **metrics) == (True, True)
+    again = json.loads((folder / "metric-swd.jsonl").read_text())
+    assert again["results"] == pytest.approx(records[1]["results"])
+    assert (folder / "network-snapshot-best.pkl").exists()
 
 
 def test_images_that_one_process_cannot_have_are_named_by_all_and_the_run_is_saved(

@@ -1,0 +1,89 @@
+"""The best snapshot of a run, which `network-snapshot-best.pkl` is."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from gan.files import explain_os_error, temporary_beside
+from gan.metric_names import METRICS
+from gan.tracking import measurements
+from gan.training import retention
+
+FILE_NAME = "network-snapshot-best.pkl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best snapshot of a run, by the first number of a metric."""
+
+    snapshot: str
+    """name of its file"""
+    metric: str
+    number: float
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        number = METRICS[self.metric].results[0]
+        return f"Best:      {self.snapshot} by {number} {self.number:.4g} ({FILE_NAME})"
+
+
+def best_snapshot(run_dir: Path, metrics: Sequence[str]) -> Best | None:
+    """The best of the snapshots that are still there, by the first of these metrics that any of them was measured by.
+
+    None if none was.
+    """
+    there = retention.snapshot_names(run_dir)
+    for metric in metrics:
+        found = measurements.best(run_dir, metric, there)
+        if found is not None:
+            return Best(found[0], metric, found[1])
+    return None
+
+
+def renew(run_dir: Path, metrics: Sequence[str]) -> Best | None:
+    """Have `network-snapshot-best.pkl` be the best snapshot by the first of these metrics; without one there is none.
+
+    A relative link, as snapshots never change; a copy where the file system knows no links. Raises GanError.
+    """
+    best, path = best_snapshot(run_dir, metrics), run_dir / FILE_NAME
+    try:
+        if best is None:
+            path.unlink(missing_ok=True)
+        elif not _is_it(path, run_dir / best.snapshot):
+            _replace(path, best.snapshot)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    return best
+
+
+def _is_it(path: Path, snapshot: Path) -> bool:
+    """Whether `path` is a link to this file, or a copy of it."""
+    if path.is_symlink():
+        return os.readlink(path) == snapshot.name
+    if not path.exists():
+        return False
+    one, other = path.stat(), snapshot.stat()
+    return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+
+
+def _replace(path: Path, name: str) -> None:
+    """Put a link to the file `name` beside it, or that file once more, in place of `path`. Raises OSError."""
+    temporary, snapshot = temporary_beside(path), path.parent / name
+    links = (lambda: os.symlink(name, temporary), lambda: os.link(snapshot, temporary))
+    try:
+        temporary.unlink()
+        for link in links:
+            with contextlib.suppress(OSError):  # a file system that has none, or a system that allows none
+                link()
+                break
+        else:
+            shutil.copy2(snapshot, temporary)  # with its time, by which it is known to be a copy
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
