@@ -86,13 +86,13 @@ class Order:
     first_by: list[str]
     """metrics in the order in which they say which snapshot of a run is the best"""
 
-    def is_of(self, measured: Measured, dataset: ImageDataset) -> bool:
+    def is_of(self, measured: Measured, num_images: int, fingerprint: str) -> bool:
         """Whether a line of a run was measured as it would be now: with that detector, seed and images."""
         metric, record = METRICS[measured.metric], measured.record
         detector = record.get("detector")
         sha256 = detector.get("sha256") if isinstance(detector, dict) else None
-        reals = None if metric.max_reals == 0 else min(metric.max_reals or len(dataset), len(dataset))
-        expected = (self.digests.get(metric.detector or ""), self.seed, reals, dataset.fingerprint_anywhere)
+        reals = None if metric.max_reals == 0 else min(metric.max_reals or num_images, num_images)
+        expected = (self.digests.get(metric.detector or ""), self.seed, reals, fingerprint)
         return (sha256, record.get("seed"), record.get("num_reals"), record.get("dataset")) == expected
 
 
@@ -144,9 +144,10 @@ def known(order: Order, run_dir: Path, dataset: ImageDataset) -> Iterator[Measur
     """What a run was measured by, oldest first, as far as it can be compared with what is measured now."""
     from gan.tracking import measurements
 
+    fingerprint = dataset.fingerprint_anywhere
     for metric in order.metrics:
         for measured in measurements.read(run_dir, metric):
-            if order.is_of(measured, dataset):
+            if order.is_of(measured, len(dataset), fingerprint):
                 yield measured
 
 

@@ -114,7 +114,7 @@ class ImageDataset:
         """Hex digest of all images in the dataset: other images, another fingerprint."""
         return self._files.fingerprint(self._names)
 
-    @functools.cached_property
+    @property
     def fingerprint_anywhere(self) -> str:
         """Hex digest of all images and labels that a copy has too; of a folder by names and sizes alone."""
         labels = [LABEL_FILE] if self.label_dim else []

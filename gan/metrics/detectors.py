@@ -62,8 +62,8 @@ class Detectors:
         are = "is" if len(missing) == 1 else "are"
         looked = ", ".join(map(str, dict.fromkeys(self.folders)))
         return (
-            f"{' and '.join(missing)} {are} not here (looked in {looked}): python -m gan metrics --prefetch fetches what "
-            "is missing where there is a network, --detectors DIR names a folder that has it"
+            f"{' and '.join(missing)} {are} not here (looked in {looked}): python -m gan metrics --prefetch fetches "
+            "what is missing where there is a network, --detectors DIR names a folder that has it"
         )
 
     def sha256(self, name: str) -> str | None:

@@ -38,6 +38,8 @@ class Reals:
 
     def __init__(self, dataset: ImageDataset, detectors: Detectors, seed: int = 0, cache: Path | None = None) -> None:
         self.dataset = dataset.view()
+        # That of a run reads from its cache as soon as there is one.
+        self._images = dataset if dataset.num_unflipped == self.dataset.num_unflipped else self.dataset
         self.detectors, self.seed = detectors, seed
         self.folder = cache or user_cache("metrics")
         self.notes: list[str] = []
@@ -67,7 +69,7 @@ class Reals:
             if time.monotonic() - begun > _SECONDS:
                 yield
                 begun = time.monotonic()
-            images.append(self.dataset.unflipped(int(index)))
+            images.append(self._images.unflipped(int(index)))
         return torch.from_numpy(np.stack(images)).to(device)
 
     def known(self, key: Key, detector_sha256: str | None) -> torch.Tensor | Gaussian | None:

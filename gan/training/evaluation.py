@@ -78,7 +78,7 @@ class Evaluation:
         self._detectors = Detectors(config.detectors)
         self._metrics, self.lines = tracked(config, self._detectors, world)
         self._dataset = dataset.view()
-        self._reals = Reals(self._dataset, self._detectors, cache=user_cache("metrics"))
+        self._reals = Reals(dataset, self._detectors, cache=user_cache("metrics"))
         self._current: _Evaluation | None = None
         self._waiting: _Evaluation | None = None
         self._files: RunFiles | None = None

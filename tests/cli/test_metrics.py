@@ -161,7 +161,9 @@ def test_numbers_are_compared_only_if_they_were_measured_alike(
     record = {"seed": 0, "num_reals": 40, "detector": {"file": INCEPTION, "sha256": "abc"}}
     record |= {"dataset": dataset.fingerprint_anywhere, **changed}
     order = Order([], ["fid50k_full"], None, {INCEPTION: "abc"}, 0, [], [], [])
-    assert order.is_of(Measured("fid50k_full", NAMES[0], {}, record), dataset) is same
+    assert (
+        order.is_of(Measured("fid50k_full", NAMES[0], {}, record), len(dataset), dataset.fingerprint_anywhere) is same
+    )
 
 
 def test_a_file_of_no_run_needs_data_and_is_only_shown(here: Path, tiny_dataset: Path) -> None:
