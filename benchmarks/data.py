@@ -27,7 +27,7 @@ from gan.data.dataset import ImageDataset
 from gan.data.loader import BatchStream
 from gan.data.packing import pack
 from gan.data.sources import open_source
-from gan.training.devices import keep_freed_memory
+from torch_utils.memory import keep_freed_memory
 
 BATCH = 32
 PHOTOGRAPHS = "clothing-photos.zip"  # in the folder that GAN_TEST_DATA names

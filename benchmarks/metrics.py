@@ -17,9 +17,10 @@ import numpy as np
 import psutil
 import scipy.linalg
 import scipy.ndimage
+import scipy.special
 import torch
 
-from gan.metrics import diversity, frechet, kernel_distance, precision_recall, sliced_wasserstein
+from gan.metrics import diversity, frechet, inception_score, kernel_distance, precision_recall, sliced_wasserstein
 
 
 class Memory:
@@ -107,6 +108,13 @@ def plain_kid(real: np.ndarray, fake: np.ndarray, subsets: int, size: int) -> fl
     return float(total / subsets)
 
 
+def plain_score(probabilities: np.ndarray) -> tuple[float, float]:
+    scores = []
+    for p in np.split(probabilities.astype(np.float64), 10):
+        scores.append(np.exp(scipy.special.rel_entr(p, p.mean(0)).sum(1).mean()))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
 def plain_pr(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[float, float]:
     """All distances of two sets at once."""
 
@@ -184,11 +192,11 @@ Ways = dict[str, Callable[[], Any]]
 def fid(a: argparse.Namespace, device: torch.device, finished: Finished) -> tuple[str, Ways]:
     real, fake = (features(a.rows, a.dim, seed) for seed in (0, 1))
     reals, fakes = real.to(device), fake.to(device)
-    known = gaussian(reals).with_half()
+    known = finished(gaussian(reals).with_half())
     return f"fid of {a.rows} x {a.dim}", {
-        "ours": lambda: frechet.frechet_distance(gaussian(reals), gaussian(fakes)),
-        "ours, reals known": lambda: frechet.frechet_distance(known, gaussian(fakes)),
-        "ours, both known": lambda: frechet.frechet_distance(known, known),
+        "ours": lambda: finished(frechet.frechet_distance(gaussian(reals), gaussian(fakes))),
+        "ours, reals known": lambda: finished(frechet.frechet_distance(known, gaussian(fakes))),
+        "ours, both known": lambda: finished(frechet.frechet_distance(known, known)),
         "plain": lambda: plain_fid(real.numpy(), fake.numpy()),
     }
 
@@ -202,11 +210,23 @@ def kid(a: argparse.Namespace, device: torch.device, finished: Finished) -> tupl
     }
 
 
+def score(a: argparse.Namespace, device: torch.device, finished: Finished) -> tuple[str, Ways]:
+    probabilities = features(a.rows, a.dim // 2, 0).softmax(1)
+    on_device = probabilities.to(device)
+    return f"is of {a.rows} x {a.dim // 2}", {
+        "ours": lambda: finished(inception_score.inception_score(on_device)),
+        "ours, rows on the CPU": lambda: finished(inception_score.inception_score(probabilities, device=device)),
+        "plain": lambda: plain_score(probabilities.numpy()),
+    }
+
+
 def pr(a: argparse.Namespace, device: torch.device, finished: Finished) -> tuple[str, Ways]:
     real, fake = (features(a.pr_rows, 2 * a.dim, seed) for seed in (0, 1))
     reals, fakes = real.to(device), fake.to(device)
+    known = finished(precision_recall.radii(reals, 3))
     return f"pr of {a.pr_rows} x {2 * a.dim}", {
         "ours": lambda: finished(precision_recall.precision_recall(reals, fakes)),
+        "ours, reals known": lambda: finished(precision_recall.precision_recall(reals, fakes, real_radii=known)),
         "ours, rows on the CPU": lambda: finished(precision_recall.precision_recall(real, fake, device=device)),
         "plain": lambda: plain_pr(real.numpy(), fake.numpy()),
     }
@@ -244,7 +264,7 @@ def main() -> None:
         arguments.rows, arguments.dim, arguments.pr_rows, arguments.images, arguments.rounds = 2000, 128, 1000, 128, 1
     device, results = torch.device(arguments.device), {}
     print(f"{'case':34s} {'way':24s} {'seconds':>9s} {'to ours':>8s} {'portion':>9s} {'memory':>10s}  result")
-    for case in (fid, kid, pr, patches, alike):
+    for case in (fid, kid, score, pr, patches, alike):
         finished = Finished(device)
         name, ways = case(arguments, device, finished)
         # The first call of each is its warm-up, in which its memory is taken.

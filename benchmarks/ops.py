@@ -13,7 +13,7 @@ import torch
 
 from gan import augment
 from gan.networks import modulated_conv2d
-from gan.training.devices import keep_freed_memory
+from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import bias_act, conv2d_resample, kernels, upfirdn2d, warp
 
 

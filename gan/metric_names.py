@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 INCEPTION = "inception-2015-12-05.pt"
 VGG = "vgg16.pt"
@@ -40,6 +40,15 @@ class Metric:
     """of ppl: anywhere on a path, not only at its beginning"""
     crop: bool = False
     """of ppl: the middle of the pictures only"""
+
+    def num_reals(self, images: int) -> int | None:
+        """How many of a dataset of so many images it takes; None: it takes none."""
+        return None if self.max_reals == 0 else min(self.max_reals or images, images)
+
+    def num_fakes_against(self, images: int) -> int:
+        """How many generated images it takes then: of some as many as real ones."""
+        as_many = self.num_reals(images) if self.kind in ("swd", "diversity") else None
+        return self.num_fakes if as_many is None else min(self.num_fakes, as_many)
 
 
 def _fid(name: str, num_fakes: int, max_reals: int | None) -> Metric:
@@ -180,3 +189,9 @@ def detectors_of(names: Collection[str]) -> list[str]:
     """The detectors that these metrics need."""
     needed = (METRICS[name].detector for name in names)
     return list(dict.fromkeys(detector for detector in needed if detector is not None))
+
+
+def in_words(name: str, results: Mapping[str, float], note: str = "") -> str:
+    """`is50k_mean 5.31, is50k_std 0.12`: the main numbers of a metric; `note` stands behind the first."""
+    shown = [f"{result} {results[result]:.4g}" for result in METRICS[name].results if result in results]
+    return ", ".join([f"{shown[0]}{note}", *shown[1:]]) if shown else ""

@@ -17,8 +17,9 @@ def finished(measurement: Generator[None, None, Value]) -> Value:
 
 def in_portions(measurement: Generator[None, None, Value]) -> tuple[Value, int]:
     """What it returns, and how often it gave way; that training goes on there as precisely as it did before."""
-    matmul, portions = torch.backends.cuda.matmul, 0
-    before, matmul.allow_tf32 = matmul.allow_tf32, True
+    matmul, cudnn, portions = torch.backends.cuda.matmul, torch.backends.cudnn, 0
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = True
     try:
         while True:
             try:
@@ -26,6 +27,7 @@ def in_portions(measurement: Generator[None, None, Value]) -> tuple[Value, int]:
             except StopIteration as end:
                 return end.value, portions
             assert matmul.allow_tf32
+            assert cudnn.allow_tf32
             portions += 1
     finally:
-        matmul.allow_tf32 = before
+        matmul.allow_tf32, cudnn.allow_tf32 = before

@@ -9,6 +9,7 @@ import sqlite3
 import sys
 import threading
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -613,6 +614,9 @@ class TestSurroundings:
         _, cache = surroundings.disk(Path("runs"))
         assert cache.text.startswith("there is no home folder")
         assert cache.remedy == "set XDG_CACHE_HOME to a folder that can be written to"
+        monkeypatch.delenv("GAN_DETECTORS", raising=False)
+        (fact,) = surroundings.metrics()
+        assert fact.text.startswith(f"no {INCEPTION} for")
 
     def test_a_dataset_and_its_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         data = write_dataset(tmp_path / "pets.zip", 4)  # of its own: others leave a cache beside theirs
@@ -756,10 +760,16 @@ class TestExamine:
         assert fact.text.startswith(f"no {INCEPTION} for FID, KID and IS; no {VGG} for")
         assert fact.text.endswith("python -m gan metrics --prefetch fetches what is missing")
         assert fact.remedy is None  # nothing is wrong
-        (tmp_path / INCEPTION).touch()
+        with zipfile.ZipFile(tmp_path / INCEPTION, "w") as archive:
+            archive.writestr("net/constants.pkl", b"")
+            archive.writestr("net/code/__torch__.py", "")
         there, missing = surroundings.metrics()
         assert there.text == f"FID, KID and IS by {tmp_path / INCEPTION}"
         assert missing.text.startswith(f"no {VGG} for")
+        (tmp_path / VGG).write_bytes(b"<html>")
+        _, damaged = surroundings.metrics()
+        assert damaged.text.startswith(f"no precision, recall and PPL: {tmp_path / VGG}: it is a web page")
+        assert not damaged.good
 
     @pytest.mark.gpu
     def test_a_gpu(self, tmp_path: Path) -> None:

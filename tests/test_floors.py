@@ -18,6 +18,7 @@ FLOORS = {
     "gan.presets": 0.75,
     "gan.metric_names": 0.75,
     "gan.image_size": 0.75,
+    "gan.snapshot_names": 0.75,
     "gan.files": 1,
     "gan.memory": 1,
     "gan.train_options": 1,
@@ -83,6 +84,7 @@ def within(names, *packages):
 WITH_TORCH = {"gan.data.loader", "gan.data.labels", "gan.data.device_store"}  # of gan.data
 WITHOUT_TORCH = {
     *("gan.errors", "gan.files", "gan.memory", "gan.packages", "gan.presets", "gan.image_size", "gan.metric_names"),
+    "gan.snapshot_names",
     *("gan.train_options", "gan.config", "gan.resolve", "gan.continuation"),
     *(set(within(MODULES, "gan.data")) - WITH_TORCH),
     *("gan.doctor.examine", "gan.doctor.facts", "gan.doctor.nvidia", "gan.doctor.surroundings"),

@@ -61,11 +61,11 @@ def run(tmp_path, monkeypatch):
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
 
-    def run(*fates, max_restarts=2):
+    def run(*fates, max_restarts=2, in_vain=None):
         said = []
         command = [sys.executable, "-c", WORKER, str(tmp_path), json.dumps(fates)]
         try:
-            return launch(command, len(fates), max_restarts, said.append), said
+            return launch(command, len(fates), max_restarts, said.append, in_vain), said
         finally:
             assert list(temporary.iterdir()) == []
 
@@ -103,6 +103,11 @@ def test_what_ended_first_is_named_and_restarts_end(run, tmp_path):
 def test_what_was_said_by_those_that_have_lost_each_other_is_not_said_again(run):
     with pytest.raises(DistributedError, match=r"^--max-restarts is 0; --resume continues the run$"):
         run([75], ["lose"], max_restarts=0)
+
+
+def test_whoever_has_no_restarts_says_what_there_is_to_do(run):
+    with pytest.raises(DistributedError, match=r"^rank 0 was killed \(SIGKILL.*\), and type it again$"):
+        run(["killed"], max_restarts=0, in_vain="type it again")
 
 
 def test_the_cause_is_who_was_not_asked_to_end():

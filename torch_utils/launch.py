@@ -28,12 +28,18 @@ _HAS_LIBUV = os.name != "nt"
 _TOGETHER_SECONDS = 3  # after the first of them workers that end do so because of it
 
 
-def launch(command: Sequence[str], processes: int, max_restarts: int, report: Callable[[str], None]) -> int:
+def launch(
+    command: Sequence[str],
+    processes: int,
+    max_restarts: int,
+    report: Callable[[str], None],
+    in_vain: str | None = None,
+) -> int:
     """Run a command as several workers until it is done; its exit code.
 
     Workers are started again, with a line for `report`, if one was killed, failed by itself or lost the others, unless
     a worker says that this is of no use (`Job.fail`) or somebody asked them to stop. Raises DistributedError when they
-    have been started again often enough.
+    have been started again often enough, which is said in the words of --max-restarts, or as `in_vain` has it.
     """
     folder = tempfile.mkdtemp(prefix="gan-job-")
     job = Job(Path(folder))
@@ -64,7 +70,9 @@ def launch(command: Sequence[str], processes: int, max_restarts: int, report: Ca
                     where = "from the beginning" if job.run_dir is None else "from the last training state"
                     report(f"{reason}: all start again {where} ({restarts + 1} of {max_restarts})")
             ending = f"--max-restarts {max_restarts} are used up" if max_restarts else "--max-restarts is 0"
-            if job.run_dir is not None:
+            if in_vain is not None:
+                ending = in_vain
+            elif job.run_dir is not None:
                 ending += "; --resume continues the run"
             if fails_itself:  # and has said how
                 report(ending)

@@ -196,8 +196,9 @@ def _render(G: Generator, label: list[float], request: Request) -> None:
     from gan.files import write_png
     from gan.latent.sampling import Sheet, synthesize
     from gan.networks import prepare_weights
-    from gan.training.devices import choose_device, keep_freed_memory, prepare_kernels, settle_mkl_functions
+    from gan.training.devices import choose_device, prepare_kernels, settle_mkl_functions
     from gan.training.resources import kernels_in_use
+    from torch_utils.memory import keep_freed_memory
     from torch_utils.ops import kernels
 
     device, outdir = choose_device(request.device), request.outdir

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gan.cli.metrics_order import Datasets, Item, Order, known
+import click
+
+from gan.cli.metrics_order import Order, Request, known
+from gan.cli.metrics_sources import Datasets, Item
 from gan.errors import GanError, printable
 from gan.files import explain_os_error
 from gan.metric_names import METRICS
 from gan.packages import install
 
 if TYPE_CHECKING:
-    from gan.data.dataset import ImageDataset
+    from gan.cli.metrics_work import Work
     from gan.metrics.plot import Point
     from gan.tracking.measurements import Measured
 
@@ -37,9 +41,36 @@ class Row:
         return number if math.isfinite(number) else None
 
 
-def in_words(results: Mapping[str, float], metric: str) -> str:
-    """`is50k_mean 5.31, is50k_std 0.12`: the main numbers of a metric."""
-    return ", ".join(f"{name} {results[name]:.4g}" for name in METRICS[metric].results if name in results)
+def report(rows: Sequence[Row], request: Request, order: Order, datasets: Datasets, work: Work) -> None:
+    """Print what came of it all, and draw it."""
+    from gan.training import best
+
+    plots = []
+    try:
+        if request.plot is None:
+            plots = [path for run in order.runs if (path := _plot_run(order, run, datasets)) is not None]
+        else:
+            plots = [Path(request.plot)]
+            _plot(plots[0], order, rows, datasets)
+    except GanError as error:
+        plots = []
+        work.fail(str(error))
+    tops = {run: top for run in order.runs if (top := best.best_snapshot(Path(run), order.first_by)) is not None}
+    if request.json:
+        found = {
+            "snapshots": [_for_programs(row) for row in rows],
+            "best": {run: dataclasses.asdict(top) for run, top in tops.items()},
+            "failures": work.failures,
+            "plots": [str(path) for path in plots],
+        }
+        click.echo(json.dumps(found))
+        return
+    if any(row.measured for row in rows):
+        click.echo(table(rows, order.metrics))
+    for run, top in tops.items():
+        click.echo(printable(top.line if len(order.runs) == 1 else f"{top.line} of {run}"))
+    for path in plots:
+        click.echo(printable(f"Curves:    {path}"))
 
 
 def table(rows: Sequence[Row], metrics: Sequence[str]) -> str:
@@ -63,42 +94,34 @@ def table(rows: Sequence[Row], metrics: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def as_json(rows: Sequence[Row], best: Mapping[str, Any], failures: Sequence[str]) -> dict[str, Any]:
-    """Everything, for programs."""
+def _for_programs(row: Row) -> dict[str, Any]:
+    item = row.item
     return {
-        "snapshots": [
-            {
-                "network": row.item.shown if row.item.run_dir is None else row.item.source,
-                "run_dir": row.item.run_dir,
-                "kimg": row.item.kimg,
-                "data": row.item.data,
-                "measurements": [measured.record for measured in row.measured.values()],
-            }
-            for row in rows
-        ],
-        "best": dict(best),
-        "failures": list(failures),
+        "network": item.shown if item.run_dir is None else item.source,
+        "run_dir": item.run_dir,
+        "kimg": item.kimg,
+        "data": item.data,
+        "measurements": [measured.record for measured in row.measured.values()],
     }
 
 
-def plot_run(order: Order, run_dir: Path, dataset: ImageDataset) -> Path | None:
+def _plot_run(order: Order, run: str, datasets: Datasets) -> Path | None:
     """Write the curves of a run beside its snapshots; None: fewer than two of them were measured."""
-    panels = _panels_of_runs(order, {str(run_dir): dataset})
+    panels = _panels_of_runs(order, [run], datasets)
     points = {point.x for curves in panels.values() for curve in curves.values() for point in curve}
     if len(points) < 2:
         return None
-    _draw(run_dir / PLOT_NAME, panels, printable(run_dir.resolve().name))
-    return run_dir / PLOT_NAME
+    dest = Path(run) / PLOT_NAME
+    _draw(dest, panels, _name_of(run))
+    return dest
 
 
-def plot(dest: Path, order: Order, rows: Sequence[Row], datasets: Datasets) -> None:
+def _plot(dest: Path, order: Order, rows: Sequence[Row], datasets: Datasets) -> None:
     """Write curves of everything: of runs all that they were measured by, of other files what was measured now."""
     from gan.metrics.plot import Point
 
-    runs = {item.run_dir: datasets.get(item.data, bool(item.cond)) for item in order.items if item.run_dir}
     if all(row.item.run_dir is not None for row in rows):
-        titles = ", ".join(Path(run).resolve().name for run in runs)
-        _draw(dest, _panels_of_runs(order, runs), printable(titles))
+        _draw(dest, _panels_of_runs(order, list(order.runs), datasets), ", ".join(map(_name_of, order.runs)))
         return
     panels: dict[str, dict[str, list[Point]]] = {}
     for metric in order.metrics:
@@ -107,17 +130,20 @@ def plot(dest: Path, order: Order, rows: Sequence[Row], datasets: Datasets) -> N
     _draw(dest, panels, "", _names([row.item for row in rows]))
 
 
-def _panels_of_runs(order: Order, runs: Mapping[str, ImageDataset]) -> dict[str, dict[str, list[Point]]]:
-    """Curves of everything comparable that the runs were measured by; `runs`: their images, by folder."""
+def _panels_of_runs(order: Order, runs: Sequence[str], datasets: Datasets) -> dict[str, dict[str, list[Point]]]:
+    """Curves of everything comparable that the runs were measured by."""
     from gan.metrics.plot import Point
 
     panels: dict[str, dict[str, list[Point]]] = {}
-    for run, dataset in runs.items():
-        newest = {(m.metric, m.kimg): m.results for m in known(order, Path(run), dataset) if m.kimg is not None}
+    for run in runs:
+        newest = {(m.metric, m.kimg): m.results for m in known(order, run, datasets) if m.kimg is not None}
         for (metric, kimg), results in sorted(newest.items()):
-            curve = panels.setdefault(metric, {}).setdefault(printable(Path(run).resolve().name), [])
-            curve.append(Point(kimg, results))
+            panels.setdefault(metric, {}).setdefault(_name_of(run), []).append(Point(kimg, results))
     return {metric: panels[metric] for metric in order.metrics if metric in panels}
+
+
+def _name_of(run: str) -> str:
+    return printable(Path(run).resolve().name)
 
 
 def _draw(dest: Path, panels: dict[str, dict[str, list[Point]]], title: str, names: Sequence[str] = ()) -> None:

@@ -245,8 +245,11 @@ class Ranks:
         os._exit(exit_code)  # past PyTorch, which aborts, or waits, if something is still under way between processes
 
 
-def launch(processes: int, max_restarts: int) -> int:
-    """Have this command line run by as many processes as --gpus says; its exit code."""
+def launch(processes: int, max_restarts: int, in_vain: str | None = None) -> int:
+    """Have this command line run by as many processes as --gpus says; its exit code.
+
+    `in_vain`: what is said when processes are lost for good, in place of what --max-restarts has to do with it.
+    """
     try:
         tempfile.gettempdir()
     except OSError as error:
@@ -257,7 +260,7 @@ def launch(processes: int, max_restarts: int) -> int:
 
     command = [sys.executable, *sys.orig_argv[1:]]
     try:
-        return launcher.launch(command, processes, max_restarts, lambda line: click.echo(line, err=True))
+        return launcher.launch(command, processes, max_restarts, lambda line: click.echo(line, err=True), in_vain)
     except DistributedError as error:
         raise LostProcessError(str(error)) from error
 

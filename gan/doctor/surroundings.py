@@ -79,7 +79,7 @@ def disk(outdir: Path) -> Iterator[Fact]:
     try:
         cache = user_cache("kernels").parent
     except RuntimeError:
-        text = "there is no home folder: kernels are built at each start, and downloads fail"
+        text = "there is no home folder: kernels are built at each start, downloads fail, and metrics keep nothing"
         yield Fact("Disk", text, _SET_CACHE)
         return
     yield _room("Disk", cache, "kernels and downloads", _SET_CACHE)
@@ -114,9 +114,11 @@ def metrics() -> Iterator[Fact]:
 
     detectors, missing = Detectors(), []
     for name, serves in ((INCEPTION, "FID, KID and IS"), (VGG, "precision, recall and PPL")):
-        path = detectors.path(name)
+        path, problem = detectors.path(name), detectors.problem_with(name)
         if path is None:
             missing.append(f"no {name} for {serves}")
+        elif problem is not None:
+            yield Fact("Metrics", f"no {serves}: {problem}", good=False)
         else:
             yield Fact("Metrics", f"{serves} by {path}")
     if missing:

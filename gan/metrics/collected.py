@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
-from typing import Protocol
+from collections.abc import Callable, Generator
+from typing import Protocol, TypeVar, cast
 
 import torch
 
+from gan.errors import GanError, one_line
 from gan.metrics.frechet import Gaussian, MomentSums
 from gan.metrics.parts import BLOCK
+from torch_utils.distributed import DistributedError
+from torch_utils.memory import is_out_of_memory
 from torch_utils.world import World
+
+T = TypeVar("T")
 
 _CHUNK = 2**26  # bytes that a process sends at a time
 
@@ -37,6 +42,37 @@ class Collector(Protocol):
 
     def together(self, world: World) -> Generator[None, None, torch.Tensor | Gaussian | None]:
         """That of all processes, on rank 0; None elsewhere. Every process comes to it, in the same order."""
+
+
+class LostError(GanError):
+    """Something that every process is to do has failed for one of them; raised by all."""
+
+
+def by_all(world: World, work: Callable[[], T], what: str) -> T:
+    """The result of this process' own work. Raises LostError everywhere if any process has failed in its own.
+
+    So nobody is left waiting in what they do together afterwards.
+    """
+    result, problem = None, None
+    try:
+        result = work()
+    except DistributedError:
+        raise
+    except Exception as error:
+        problem = in_words(error)
+    problems = [text for text in world.gather(problem, what) if text is not None]
+    if problems:
+        raise LostError(problems[0])
+    return cast(T, result)
+
+
+def in_words(error: Exception) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, GanError):
+        return str(error)
+    if is_out_of_memory(error):
+        return "out of memory; python -m gan metrics measures it where there is more"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 class Rows:
@@ -66,27 +102,28 @@ class Rows:
         own = None if self._rows is None else [self._rows.shape[1], str(self._rows.dtype).removeprefix("torch.")]
         dim, kind = next(facts for facts in world.gather(own, "the size of a row") if facts)
         dtype = getattr(torch, kind)
-        mine = torch.zeros([0, dim], dtype=dtype) if self._rows is None else self._rows
         blocks = -(-self.number // BLOCK)
-        whole = torch.zeros([blocks, BLOCK, dim], dtype=dtype) if world.is_first else None
-        rounds = -(-blocks // world.size)
-        at_once = max(_CHUNK // (BLOCK * dim * dtype.itemsize), 1)
-        for begin in range(0, rounds, at_once):
-            some = min(at_once, rounds - begin)
-            part = torch.zeros([some, BLOCK, dim], dtype=dtype)
-            there = mine[begin * BLOCK : (begin + some) * BLOCK].view(-1, BLOCK, dim)
+        at_once = min(max(_CHUNK // (BLOCK * dim * dtype.itemsize), 1), -(-blocks // world.size))
+
+        def room() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            mine = torch.zeros([0, dim], dtype=dtype) if self._rows is None else self._rows
+            whole = torch.zeros([blocks if world.is_first else 0, BLOCK, dim], dtype=dtype)
+            return mine, whole, torch.zeros([at_once, BLOCK, dim], dtype=dtype)
+
+        mine, whole, part = by_all(world, room, "the room for rows")
+        for begin in range(0, -(-blocks // world.size), at_once):
+            there = mine[begin * BLOCK : (begin + at_once) * BLOCK].view(-1, BLOCK, dim)
             part[: len(there)] = there
             parts = world.collect(part.view(torch.uint8), "rows of features")
-            if whole is not None and parts is not None:
-                for rank, each in enumerate(parts):
-                    places = whole[begin * world.size + rank : (begin + some) * world.size : world.size]
-                    places.copy_(each.view(dtype)[: len(places)])
+            for rank, each in enumerate(parts or ()):
+                places = whole[begin * world.size + rank : (begin + at_once) * world.size : world.size]
+                places.copy_(each.view(dtype)[: len(places)])
             yield
-        return None if whole is None else whole.flatten(0, 1)[: self.number]
+        return whole.flatten(0, 1)[: self.number] if world.is_first else None
 
 
 class Moments:
-    """Mean and covariance of all rows, with the root that distances take."""
+    """Mean and covariance of all rows."""
 
     def __init__(self, number: int, world: World) -> None:
         self.number = number
@@ -99,18 +136,26 @@ class Moments:
         self._sums.add(rows)
 
     def together(self, world: World) -> Generator[None, None, Gaussian | None]:
-        if world.size > 1:
-            raw = None if self._sums is None else self._sums.raw().cpu()
-            length = max(world.gather(0 if raw is None else len(raw), "the size of sums"))
-            parts = world.collect(torch.zeros(length, dtype=torch.float64) if raw is None else raw, "sums of features")
-            for part in (parts or [])[1:]:
-                assert self._sums is not None  # rank 0 has the first block
-                self._sums.merge(part)
+        sums = self._sums
+        if world.size == 1:
+            yield
+            assert sums is not None
+            return sums.gaussian()
+        raw = by_all(world, lambda: None if sums is None else sums.raw().cpu(), "the sums")
+        length = max(world.gather(0 if raw is None else len(raw), "the size of sums"))
+        room = by_all(world, lambda: torch.zeros(length, dtype=torch.float64) if raw is None else raw, "room for sums")
+        parts = world.collect(room, "sums of features")
         yield
-        if not world.is_first:
-            return None
-        assert self._sums is not None
-        return self._sums.gaussian()
+
+        def gaussian() -> Gaussian | None:
+            if parts is None:
+                return None
+            assert sums is not None  # rank 0 has the first block
+            for part in parts[1:]:
+                sums.merge(part)
+            return sums.gaussian()
+
+        return by_all(world, gaussian, "the mean and the covariance")
 
 
 FORMS: dict[str, type[Rows] | type[Moments]] = {"rows": Rows, "moments": Moments}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from gan.errors import GanError, one_line
-from gan.metrics.parts import is_out_of_memory
+from torch_utils.memory import is_out_of_memory
 
 _TRIAL = (2, 3, 64, 64)  # of images
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from gan.errors import GanError, one_line
 from gan.files import atomic_path
+from gan.metric_names import INCEPTION, VGG
 from gan.presets import PRETRAINED_BASE
 from torch_utils.user_cache import user_cache
 
@@ -44,7 +45,8 @@ class Detectors:
 
     def __init__(self, folder: str | None = None) -> None:
         given = [folder, os.environ.get(VARIABLE)]
-        self.folders = [*(Path(name) for name in given if name), cache_folder()]
+        cache = cache_folder()
+        self.folders = [*(Path(name) for name in given if name), *([cache] if cache is not None else [])]
         self._loaded: dict[tuple[str, str], Detector] = {}
         self._digests: dict[tuple[Path, int, int], str] = {}
 
@@ -60,11 +62,22 @@ class Detectors:
         """What is not here, where it was looked for, and what to do."""
         missing = [name for name in names if self.path(name) is None]
         are = "is" if len(missing) == 1 else "are"
-        looked = ", ".join(map(str, dict.fromkeys(self.folders)))
+        looked = ", ".join(map(str, dict.fromkeys(self.folders))) or "no folder, as there is no home folder"
         return (
             f"{' and '.join(missing)} {are} not here (looked in {looked}): python -m gan metrics --prefetch fetches "
             "what is missing where there is a network, --detectors DIR names a folder that has it"
         )
+
+    def problem_with(self, name: str) -> str | None:
+        """Why a detector cannot be used: it is not here, or damaged. Reads all of it, and executes nothing."""
+        path = self.path(name)
+        if path is None:
+            return self.missing_line([name])
+        try:
+            check_file(path)
+        except GanError as error:
+            return str(error)
+        return None
 
     def sha256(self, name: str) -> str | None:
         """Of the file of a detector, None if it is not here. Raises GanError if it cannot be read."""
@@ -101,9 +114,12 @@ class Detectors:
         self._loaded.clear()
 
 
-def cache_folder() -> Path:
-    """Where detectors are put that were fetched."""
-    return user_cache("detectors")
+def cache_folder() -> Path | None:
+    """Where detectors are put that were fetched; None where there is no home folder."""
+    try:
+        return user_cache("detectors")
+    except RuntimeError:
+        return None
 
 
 def check_file(path: Path) -> None:
@@ -137,7 +153,7 @@ def prefetch(
 ) -> list[Path]:
     """Have detectors on this machine, or in a folder to be carried elsewhere; where they are.
 
-    What is there already is not fetched.
+    What is there already, and whole, is not fetched.
 
     Args:
         folder: where they are put (--detectors); else in the user's cache.
@@ -148,10 +164,12 @@ def prefetch(
     """
     detectors = Detectors(folder)
     dest = Path(folder) if folder else cache_folder()
+    if dest is None:
+        raise GanError("there is no home folder to keep detectors in; set XDG_CACHE_HOME, or give --detectors DIR")
     found = []
     for name in names:
         path = detectors.path(name)
-        if path is None:
+        if path is None or detectors.problem_with(name) is not None:
             path = _fetch(name, dest / name, base, progress)
         elif folder and path.parent != dest:
             path = _copy(path, dest / name)
@@ -175,7 +193,14 @@ def _fetch(name: str, dest: Path, base: str | None, progress: Callable[[int, int
     else:  # a folder, with or without those of the zoo
         inside = Path(base) / _SUBFOLDER / name
         address = str(inside if inside.exists() else Path(base) / name)
-    source = download.local_path(address, progress=progress)
+    try:
+        source = download.local_path(address, progress=progress)
+    except GanError as error:
+        problem = str(error).partition(";")[0]
+        raise GanError(
+            f"{problem}; fetch {INCEPTION} and {VGG} elsewhere, put them into a folder, and name that with "
+            f"--detectors DIR or {VARIABLE}"
+        ) from error
     try:
         _copy(source, dest)
     except GanError:

@@ -28,13 +28,14 @@ def check_finite(rows: torch.Tensor, which: str) -> None:
 
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
-    """Inside, float32 products on NVIDIA GPUs keep 24 bits, though training may have allowed 11.
+    """Inside, float32 products and convolutions on NVIDIA GPUs keep 24 bits, though training may have allowed 11.
 
     Not to be left open over a `yield` of a measurement: training goes on there.
     """
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        matmul.allow_tf32, cudnn.allow_tf32 = before

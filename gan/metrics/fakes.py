@@ -156,13 +156,16 @@ class Paths(_Drawn):
 def random_state_kept(device: torch.device) -> Iterator[None]:
     """Whatever is drawn or seeded inside, the generators are afterwards as they were. Not to be held over a `yield`."""
     before = torch.get_rng_state()
-    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    on_cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    on_mps = torch.mps.get_rng_state() if device.type == "mps" else None
     try:
         yield
     finally:
         torch.set_rng_state(before)
-        if on_device is not None:
-            torch.cuda.set_rng_state(on_device, device)
+        if on_cuda is not None:
+            torch.cuda.set_rng_state(on_cuda, device)
+        if on_mps is not None:
+            torch.mps.set_rng_state(on_mps)
 
 
 def _seed_device(device: torch.device, seed: int) -> None:

@@ -6,8 +6,8 @@ perceptual path length has one of its own. The numbers are then computed on rank
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -15,26 +15,21 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from gan.errors import GanError, one_line
+from gan.errors import GanError
 from gan.metric_names import METRICS, Metric
-from gan.metrics import (
-    diversity,
-    frechet,
-    inception_score,
-    kernel_distance,
-    perceptual_path,
-    precision_recall,
-    sliced_wasserstein,
-)
-from gan.metrics.collected import FORMS, Collector, Key
+from gan.metrics import diversity, numbers, sliced_wasserstein
+from gan.metrics.collected import FORMS, Collector, Key, LostError, by_all, in_words
 from gan.metrics.detector import Detector
 from gan.metrics.exact import without_tf32
 from gan.metrics.fakes import Fakes, Paths, random_state_kept
 from gan.metrics.frechet import Gaussian
-from gan.metrics.parts import BLOCK, Parts, free_memory, is_out_of_memory
+from gan.metrics.numbers import Plan, joined
+from gan.metrics.parts import BLOCK, Parts
 from gan.metrics.reals import Reals
 from gan.networks import Generator as Network
+from gan.networks import prepare_weights
 from torch_utils.distributed import DistributedError
+from torch_utils.memory import is_out_of_memory, release_memory
 from torch_utils.world import ALONE, World
 
 __all__ = ["Measurement", "Measuring", "Reals"]
@@ -44,14 +39,12 @@ View = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 """what is kept of images uint8 `[N, C, H, W]` with these numbers: rows `[N, d]`"""
 Found = dict[Key, "torch.Tensor | Gaussian | None"]
 
-_NEIGHBOURS = 3
-_SPLITS = 10
-_SUBSETS, _SUBSET = 100, 1000
 _PORTION_SECONDS = 0.05  # at least, as what comes in between takes time too
 # On a CPU a block takes seconds if it is large, or looked at by a detector, which sees 224 or 299 pixels squared.
 _CPU_PIXELS = BLOCK * 64 * 64
 _CPU_DETECTOR_IMAGES = 2
-_PATCHES, _REDUCED = "patches", "reduced pictures"
+_BLOCKS_UNCHECKED = 32
+_PATCHES, _REDUCED, _DETECTORS_SAY = "patches", "reduced pictures", ("features", "probabilities")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,23 +76,6 @@ class _Source(Protocol):
     def check(self) -> None: ...
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What a metric takes here."""
-
-    metric: Metric
-    num_reals: int | None
-    num_fakes: int
-    reals: Key | None
-    fakes: Key
-    sha256: str | None
-    """of its detector"""
-
-    @property
-    def name(self) -> str:
-        return self.metric.name
-
-
 class Measuring:
     """The evaluation of one generator network. Nothing that goes wrong is raised but the loss of other processes.
 
@@ -111,7 +87,7 @@ class Measuring:
         images_at_once: at most; fewer where memory runs out.
         seed: of the generated images, and of everything else that is drawn.
         force_fp32: generate in full precision throughout.
-        free_memory: called when memory has run out, before fewer images are tried.
+        free_memory: called when memory has run out, before less of it is taken.
     """
 
     def __init__(
@@ -125,19 +101,20 @@ class Measuring:
         images_at_once: int = BLOCK,
         seed: int = 0,
         force_fp32: bool = False,
-        free_memory: Callable[[], None] = free_memory,
+        free_memory: Callable[[], None] | None = None,
     ) -> None:
         self._G, self._reals, self._device, self._world = G, reals, device, world
         self._at_once, self._look_at_once = images_at_once, images_at_once
         if device.type == "cpu":
             self._at_once = min(images_at_once, max(_CPU_PIXELS // math.prod(G.img_size), 1))
             self._look_at_once = min(images_at_once, _CPU_DETECTOR_IMAGES)
-        self._seed, self._force_fp32, self._free_memory = seed, force_fp32, free_memory
+        self._seed, self._force_fp32 = seed, force_fp32
+        self._free_memory = free_memory or (lambda: release_memory(device))
         self._metrics = [METRICS[name] for name in dict.fromkeys(metrics)]
         self._detectors: dict[str, Detector] = {}
         self._view_parts: dict[str, Parts] = {}
         self._portions = self._run()
-        self._seconds = 0.0
+        self._seconds, self._begun = 0.0, 0.0
         self._blocks, self._blocks_done = 1, 0
         self.done = False
         """of rank 0, whether everything is over; of others, whether they are no longer needed"""
@@ -155,12 +132,12 @@ class Measuring:
         """Do one portion."""
         if self.done:
             return
-        begun = time.perf_counter()
+        self._begun = time.perf_counter()
         try:
-            with torch.no_grad(), _exact_convolutions(), without_tf32(), random_state_kept(self._device):
+            with torch.no_grad(), without_tf32(), random_state_kept(self._device):
                 next(self._portions)
                 # Several processes advance together: a portion of one is to be a portion of all.
-                while self._world.size == 1 and time.perf_counter() - begun < _PORTION_SECONDS:
+                while self._world.size == 1 and time.perf_counter() - self._begun < _PORTION_SECONDS:
                     next(self._portions)
         except StopIteration:
             self.done = True
@@ -168,15 +145,16 @@ class Measuring:
             raise
         except Exception as error:
             measured = {measurement.metric for measurement in self.measurements}
-            self._fail([m.name for m in self._metrics if m.name not in measured], _text(error))
+            self._fail([m.name for m in self._metrics if m.name not in measured], in_words(error))
             self.done = True
         finally:
-            self._seconds += time.perf_counter() - begun
+            self._seconds += time.perf_counter() - self._begun
         if self.done:
             self._portions.close()
             self._detectors.clear()
 
     def _run(self) -> Generator[None, None, None]:
+        prepare_weights(self._G)
         plans = yield from self._planned()
         self._blocks = self._expected(plans)
         plans, new_reals = yield from self._see_reals(plans)
@@ -184,24 +162,27 @@ class Measuring:
         if not self._world.is_first:
             return
         for key, (sha256, content) in new_reals.items():
-            if isinstance(content, Gaussian):
-                content = _on(content.with_half(), torch.device("cpu"))  # a GPU has better things to hold until then
-                yield
-            self._reals.keep(key, sha256, content)
+            try:
+                if isinstance(content, Gaussian):
+                    rooted = yield from self._with_memory(functools.partial(_rooted, content))
+                    content = rooted.on(torch.device("cpu"))  # a GPU has better things to hold until then
+                self._reals.keep(key, sha256, content)
+            except Exception as error:
+                self._fail([plan.name for plan in plans if plan.reals == key], in_words(error))
+                plans = [plan for plan in plans if plan.reals != key]
             yield
         for plan in plans:
             try:
-                results = yield from self._results(plan, fakes[plan.fakes])
+                results = yield from self._numbers(plan, fakes[plan.fakes])
             except Exception as error:
-                self._fail([plan.name], _text(error))
-                continue
-            finally:
+                self._fail([plan.name], in_words(error))
                 yield
+                continue
             self.measurements.append(
                 Measurement(
                     metric=plan.name,
                     results=results,
-                    seconds=self._seconds,
+                    seconds=self._seconds + time.perf_counter() - self._begun,
                     num_reals=plan.num_reals,
                     num_fakes=plan.num_fakes,
                     detector=plan.metric.detector,
@@ -212,9 +193,23 @@ class Measuring:
             )
             yield
 
+    def _numbers(self, plan: Plan, fakes: Any) -> Generator[None, None, dict[str, float]]:
+        return self._with_memory(lambda device: numbers.results(plan, self._reals, fakes, self._seed, device))
+
+    def _with_memory(self, compute: Callable[[torch.device], Generator[None, None, T]]) -> Generator[None, None, T]:
+        """What is computed on the device; where memory runs out once more when some is free, then on the CPU."""
+        for _ in range(2):
+            try:
+                return (yield from compute(self._device))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._free_memory()  # here, where the error refers to nothing any more
+        return (yield from compute(torch.device("cpu")))
+
     # What is to be done
 
-    def _planned(self) -> Generator[None, None, list[_Plan]]:
+    def _planned(self) -> Generator[None, None, list[Plan]]:
         """Load the detectors; what each metric takes that has what it needs, the same on all ranks."""
         answers: dict[str, list[str | None]] = {}  # name: what is wrong, sha256
         for name in dict.fromkeys(metric.detector for metric in self._metrics if metric.detector):
@@ -222,7 +217,7 @@ class Measuring:
                 self._detectors[name] = detector = self._reals.detectors.load(name, self._device)
                 answers[name] = [None, detector.sha256]
             except Exception as error:
-                answers[name] = [_text(error), None]
+                answers[name] = [in_words(error), None]
             yield
         of_ranks = self._world.gather(answers, "the detectors of the metrics")
         plans = []
@@ -243,20 +238,15 @@ class Measuring:
             self._fail(names, problem)
         return plans
 
-    def _plan(self, metric: Metric, sha256: str | None) -> _Plan:
-        num_fakes, num_reals = metric.num_fakes, None
-        if metric.max_reals != 0:
-            num_reals = min(len(self._reals), metric.max_reals or len(self._reals))
-        if metric.kind in ("swd", "diversity"):
-            assert num_reals is not None
-            num_fakes = num_reals = min(num_fakes, num_reals)
-        views = {"swd": _PATCHES, "diversity": _REDUCED, "is": f"probabilities {metric.detector}"}
+    def _plan(self, metric: Metric, sha256: str | None) -> Plan:
+        num_reals, num_fakes = metric.num_reals(len(self._reals)), metric.num_fakes_against(len(self._reals))
+        views = {"swd": f"{_PATCHES} {self._seed}", "diversity": _REDUCED, "is": f"probabilities {metric.detector}"}
         view = f"paths {metric.name}" if metric.kind == "ppl" else views.get(metric.kind, f"features {metric.detector}")
         form = "moments" if metric.kind == "fid" else "rows"
         reals = None if num_reals is None else Key(view, form, num_reals)
-        return _Plan(metric, num_reals, num_fakes, reals, Key(view, form, num_fakes), sha256)
+        return Plan(metric, num_reals, num_fakes, reals, Key(view, form, num_fakes), sha256)
 
-    def _expected(self, plans: Sequence[_Plan]) -> int:
+    def _expected(self, plans: Sequence[Plan]) -> int:
         """Blocks of this rank, roughly: what is known of the real images is not."""
         of_pass = [max((p.num_fakes for p in plans if p.metric.kind != "ppl"), default=0)]
         of_pass += [2 * p.num_fakes for p in plans if p.metric.kind == "ppl"]
@@ -265,15 +255,20 @@ class Measuring:
     # Passes
 
     def _see_reals(
-        self, plans: list[_Plan]
-    ) -> Generator[None, None, tuple[list[_Plan], dict[Key, tuple[str | None, torch.Tensor | Gaussian]]]]:
+        self, plans: list[Plan]
+    ) -> Generator[None, None, tuple[list[Plan], dict[Key, tuple[str | None, torch.Tensor | Gaussian]]]]:
         """Have all that the metrics need of the real images known; what was not before, for rank 0 to keep."""
         needed = {plan.reals: plan.sha256 for plan in plans if plan.reals is not None}
-        unknown = []
-        if self._world.is_first:
-            for number, (key, sha256) in enumerate(needed.items()):
-                if self._reals.known(key, sha256) is None:
-                    unknown.append(number)
+
+        def unknown_here() -> list[int]:
+            known = [not self._world.is_first or self._reals.known(*one) is not None for one in needed.items()]
+            return [number for number, is_known in enumerate(known) if not is_known]
+
+        try:
+            unknown = by_all(self._world, unknown_here, "the known real images")
+        except LostError as error:
+            lost = {key.view: str(error) for key in needed}
+            return self._without(plans, lost, lambda plan: plan.reals), {}
         unknown = self._world.share(unknown, "what is known of the real images")
         keys = [key for number, key in enumerate(needed) if number in unknown]
         if not keys:
@@ -284,7 +279,7 @@ class Measuring:
         plans = self._without(plans, lost, lambda plan: plan.reals)
         return plans, {key: (needed[key], content) for key, content in found.items() if content is not None}
 
-    def _see_fakes(self, plans: list[_Plan]) -> Generator[None, None, tuple[list[_Plan], Found]]:
+    def _see_fakes(self, plans: list[Plan]) -> Generator[None, None, tuple[list[Plan], Found]]:
         common: dict[str, Any] = {"device": self._device, "seed": self._seed}
         everything: Found = {}
         keys = list(dict.fromkeys(plan.fakes for plan in plans if plan.metric.kind != "ppl"))
@@ -330,7 +325,7 @@ class Measuring:
             except DistributedError:
                 raise
             except Exception as error:
-                problems |= dict.fromkeys((key.view for key in keys), _text(error))
+                problems |= dict.fromkeys((key.view for key in keys), in_words(error))
                 own = None
             if not self._world.agree(int(own is not None), what):
                 break
@@ -342,7 +337,10 @@ class Measuring:
         found: Found = {}
         for key, collector in collectors.items():
             if key.view not in all_problems:
-                found[key] = yield from collector.together(self._world)
+                try:
+                    found[key] = yield from collector.together(self._world)
+                except LostError as error:
+                    all_problems[key.view] = str(error)
         return found, all_problems
 
     def _look(
@@ -363,6 +361,8 @@ class Measuring:
             if not any(taking.values()):
                 continue
             images = yield from source.block(block)
+            if block // self._world.size % _BLOCKS_UNCHECKED == 0:
+                source.check()  # now, and not after hours
             yield
             for view, some in taking.items():
                 if some:
@@ -371,7 +371,7 @@ class Measuring:
                     except DistributedError:
                         raise
                     except Exception as error:
-                        problems[view] = _text(error)
+                        problems[view] = in_words(error)
             self._blocks_done += 1
         source.check()
 
@@ -380,9 +380,12 @@ class Measuring:
     ) -> Generator[None, None, None]:
         number = min(len(images), max(collector.number for collector in collectors) - block * BLOCK)
         look = self._view(view)
-        at_once = self._look_at_once if view.startswith(("features", "probabilities")) else self._at_once
+        at_once = self._look_at_once if view.startswith(_DETECTORS_SAY) else self._at_once
         parts = self._view_parts.setdefault(view, Parts(at_once, self._free_memory))
         rows = yield from parts.of(number, lambda part, of: look(images[part:number:of], indices[part:number:of]))
+        if view.startswith(_DETECTORS_SAY) and not rows.isfinite().all():
+            path = self._detectors[view.partition(" ")[2]].path
+            raise GanError(f"{path}: gives values that are no finite numbers; give another one with --detectors")
         for collector in collectors:
             collector.add(block, rows)
         yield
@@ -397,13 +400,14 @@ class Measuring:
             return lambda distances, indices: distances[:, None]
         if view == _REDUCED:
             return lambda images, indices: diversity.reduced(images)
-        return lambda images, indices: _joined(sliced_wasserstein.descriptors(images, indices, self._seed))
+        assert kind == _PATCHES
+        return lambda images, indices: joined(sliced_wasserstein.descriptors(images, indices, self._seed))
 
     def _without(
-        self, plans: Sequence[_Plan], problems: Mapping[str, str], key_of: Callable[[_Plan], Key | None]
-    ) -> list[_Plan]:
+        self, plans: Sequence[Plan], problems: Mapping[str, str], key_of: Callable[[Plan], Key | None]
+    ) -> list[Plan]:
         """The plans that can go on."""
-        left: list[_Plan] = []
+        left: list[Plan] = []
         names: dict[str, list[str]] = {}
         for plan in plans:
             key = key_of(plan)
@@ -414,55 +418,6 @@ class Measuring:
         for problem, metrics in names.items():
             self._fail(metrics, problem)
         return left
-
-    # Numbers
-
-    def _results(self, plan: _Plan, fakes: Any) -> Generator[None, None, dict[str, float]]:
-        metric = plan.metric
-        reals: Any = None if plan.reals is None else self._reals.known(plan.reals, plan.sha256)
-        numbers: Sequence[float]
-        if metric.kind == "fid":
-            numbers = [frechet.frechet_distance(_on(reals, self._device), fakes)]
-        elif metric.kind == "kid":
-            distance = kernel_distance.kernel_distance(
-                reals, fakes, subsets=_SUBSETS, size=_SUBSET, seed=self._seed, device=self._device
-            )
-            numbers = [(yield from distance)]
-        elif metric.kind == "pr":
-            numbers = yield from precision_recall.precision_recall(reals, fakes, _NEIGHBOURS, device=self._device)
-        elif metric.kind == "is":
-            numbers = inception_score.inception_score(fakes, _SPLITS)
-        elif metric.kind == "ppl":
-            numbers = [perceptual_path.length(fakes[:, 0])]
-        elif metric.kind == "diversity":
-            return (yield from self._diversity(metric, reals, fakes))
-        else:
-            return (yield from self._levels(metric, reals, fakes))
-        return dict(zip(metric.results, map(float, numbers), strict=True))
-
-    def _diversity(
-        self, metric: Metric, reals: torch.Tensor, fakes: torch.Tensor
-    ) -> Generator[None, None, dict[str, float]]:
-        of_fakes = yield from diversity.mean_distance(fakes)
-        of_reals = yield from diversity.mean_distance(reals)
-        if of_reals == 0:
-            raise GanError("the images of the dataset are all the same, so there is nothing to compare with")
-        name = metric.results[0]
-        return {name: of_fakes / of_reals, f"{name}_fakes": of_fakes, f"{name}_reals": of_reals}
-
-    def _levels(
-        self, metric: Metric, reals: torch.Tensor, fakes: torch.Tensor
-    ) -> Generator[None, None, dict[str, float]]:
-        empty = torch.zeros([1, *self._reals.dataset.image_shape], dtype=torch.uint8)
-        shapes = {height: each.shape[1:] for height, each in sliced_wasserstein.descriptors(empty, [0]).items()}
-        levels = yield from sliced_wasserstein.distances(
-            _apart(reals, shapes), _apart(fakes, shapes), seed=self._seed, device=self._device
-        )
-        name = metric.results[0]
-        return {
-            name: sum(levels.values()) / len(levels),
-            **{f"{name}_{height}": distance for height, distance in levels.items()},
-        }
 
     def _fail(self, metrics: Sequence[str], problem: str) -> None:
         if metrics and self._world.is_first:
@@ -491,39 +446,5 @@ class _FakeSource:
         return range(index * BLOCK, (index + 1) * BLOCK)
 
 
-def _joined(patches: Mapping[int, torch.Tensor]) -> torch.Tensor:
-    """Patches of all levels as rows `[N, d]`."""
-    return torch.cat([each.flatten(1) for each in patches.values()], dim=1)
-
-
-def _apart(rows: torch.Tensor, shapes: Mapping[int, Sequence[int]]) -> dict[int, torch.Tensor]:
-    """What `_joined` has joined."""
-    parts = rows.split([math.prod(shape) for shape in shapes.values()], dim=1)
-    return {height: part.unflatten(1, list(shape)) for (height, shape), part in zip(shapes.items(), parts, strict=True)}
-
-
-def _on(gaussian: Gaussian, device: torch.device) -> Gaussian:
-    if device.type == "mps":
-        return gaussian
-    half = None if gaussian.half is None else gaussian.half.to(device)
-    return Gaussian(gaussian.number, gaussian.mean.to(device), gaussian.cov.to(device), half)
-
-
-@contextlib.contextmanager
-def _exact_convolutions() -> Any:
-    """Inside, convolutions on NVIDIA GPUs do without TF32, whatever training has allowed."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
-def _text(error: Exception) -> str:
-    """What went wrong, in one line."""
-    if isinstance(error, GanError):
-        return str(error)
-    if is_out_of_memory(error):
-        return "out of memory, with one image at a time; measure it with python -m gan metrics where there is more"
-    return f"{type(error).__name__}: {one_line(error)}"
+def _rooted(gaussian: Gaussian, device: torch.device) -> Generator[None, None, Gaussian]:
+    return gaussian.on(device).with_half()

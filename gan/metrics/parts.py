@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Generator
 
 import torch
 
+from torch_utils.memory import is_out_of_memory
+
 BLOCK = 32
 """images whose random numbers are drawn together: results depend on it"""
-
-# What libraries say that have no error of their own for it.
-_SAYINGS = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc", "ALLOC_FAILED")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is how PyTorch, or a library under it, says that memory ran out."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(saying in str(error) for saying in _SAYINGS)
-
-
-def free_memory() -> None:
-    """Give back what nothing refers to."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 class Parts:

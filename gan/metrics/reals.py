@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -33,7 +34,7 @@ class Reals:
 
     Args:
         seed: of the choice where fewer than all are to be taken.
-        cache: folder for what is kept; else in the user's cache.
+        cache: folder for what is kept; else in the user's cache, or nowhere if there is none.
     """
 
     def __init__(self, dataset: ImageDataset, detectors: Detectors, seed: int = 0, cache: Path | None = None) -> None:
@@ -41,7 +42,7 @@ class Reals:
         # That of a run reads from its cache as soon as there is one.
         self._images = dataset if dataset.num_unflipped == self.dataset.num_unflipped else self.dataset
         self.detectors, self.seed = detectors, seed
-        self.folder = cache or user_cache("metrics")
+        self.folder = cache or _users_folder()
         self.notes: list[str] = []
         """what could not be kept on disk, and why"""
         self._known: dict[tuple[Key, str | None], torch.Tensor | Gaussian] = {}
@@ -49,6 +50,11 @@ class Reals:
         order = np.arange(len(self.dataset))
         np.random.RandomState(seed).shuffle(order)
         self._order = order
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of the images and labels, wherever they are."""
+        return self.dataset.fingerprint_anywhere
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -74,8 +80,9 @@ class Reals:
 
     def known(self, key: Key, detector_sha256: str | None) -> torch.Tensor | Gaussian | None:
         """What is known of the images, from memory or disk."""
-        if (key, detector_sha256) not in self._known and detector_sha256 is not None:
-            found = _read(self._file(key, detector_sha256), key)
+        file = self._file(key, detector_sha256)
+        if (key, detector_sha256) not in self._known and file is not None:
+            found = _read(file, key)
             if found is not None:
                 self._known[key, detector_sha256] = found
         return self._known.get((key, detector_sha256))
@@ -83,25 +90,36 @@ class Reals:
     def keep(self, key: Key, detector_sha256: str | None, content: torch.Tensor | Gaussian) -> None:
         """Have it known, here and if a detector made it on disk. What the disk does not take is made again."""
         self._known[key, detector_sha256] = content
-        if detector_sha256 is None:
+        file = self._file(key, detector_sha256)
+        if file is None:
             return
         try:
-            _write(self._file(key, detector_sha256), content)
+            _write(file, content)
         except (GanError, OSError) as error:
             self.notes.append(f"the statistics of the real images are not kept for the next time: {error}")
 
-    def _file(self, key: Key, detector_sha256: str) -> Path:
+    def _file(self, key: Key, detector_sha256: str | None) -> Path | None:
+        """Where it is kept; None: nowhere."""
+        if self.folder is None or detector_sha256 is None:
+            return None
         chosen = self.seed if key.number < len(self) else None
         identity = [_FORMAT, self.dataset.fingerprint, key.view, key.form, key.number, chosen, detector_sha256]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         return self.folder / f"{self.dataset.name}-{key.form}-{digest[:16]}.npz"
 
 
+def _users_folder() -> Path | None:
+    try:
+        return user_cache("metrics")
+    except RuntimeError:  # there is no home folder
+        return None
+
+
 def _write(path: Path, content: torch.Tensor | Gaussian) -> None:
     if isinstance(content, Gaussian):
-        half = content.with_half().half
-        assert half is not None
-        arrays = {"number": torch.tensor(content.number), "mean": content.mean, "cov": content.cov, "half": half}
+        assert content.half is not None
+        number = torch.tensor(content.number)
+        arrays = {"number": number, "mean": content.mean, "cov": content.cov, "half": content.half}
     else:
         arrays = {"rows": content}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:

@@ -21,6 +21,9 @@ _PATCHES = 64  # of an image and level
 _DIRECTIONS = 512
 _DIRECTIONS_AT_ONCE = 16
 _SCALE = 1000  # as the paper's tables have it
+# Levels of 0..255. A channel that hardly varies (an alpha of 255 but for some pixels) would else be scaled up until
+# nothing but it counts.
+_LEAST_DEVIATION = 1.0
 
 
 def heights(height: int, width: int) -> list[int]:
@@ -111,10 +114,10 @@ def _lowpass(size: int) -> torch.Tensor:
 
 
 def _normalised(patches: torch.Tensor) -> torch.Tensor:
-    """Rows float32 `[N * 64, C * side**2]`, in which each channel has mean 0 and standard deviation 1."""
+    """Rows float32 `[N * 64, C * side**2]`, in which each channel has mean 0 and standard deviation 1, at most."""
     rows = patches.to(torch.float32, copy=True)
     var, mean = torch.var_mean(rows, dim=(0, 1, 3), correction=0, keepdim=True)
-    return rows.sub_(mean).div_(var.sqrt().clamp(min=1e-6)).flatten(2).flatten(0, 1)
+    return rows.sub_(mean).div_(var.sqrt().clamp(min=_LEAST_DEVIATION)).flatten(2).flatten(0, 1)
 
 
 def _directions(dim: int, seed: tuple[int, int]) -> torch.Tensor:

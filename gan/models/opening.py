@@ -18,6 +18,7 @@ from gan.models.download import Progress, forget, local_path
 from gan.models.formats import port, safetensors_file, snapshot_pickle, tensorflow
 from gan.models.snapshot import Snapshot
 from gan.models.wording import brief, cut
+from gan.snapshot_names import kimg_of, name_of
 from torch_utils import persistence, torch_file, torch_legacy
 from torch_utils.safe_pickle import Opaque, StoredTensor, check_sizes
 
@@ -167,7 +168,7 @@ def _contents(content: object) -> Contents:
 
 
 def _folder(path: Path) -> str:
-    snapshots = sorted(path.glob("network-snapshot-*.pkl"))
-    if snapshots:
-        return f"it is a folder; give a file in it, such as {snapshots[-1].name}"
+    kimgs = [kimg for each in path.glob("*.pkl") if (kimg := kimg_of(each.name)) is not None]
+    if kimgs:
+        return f"it is a folder; give a file in it, such as {name_of(max(kimgs))}"
     return "it is a folder; give the file of a model"

@@ -87,20 +87,24 @@ def format_tick(record: dict[str, Any], total_kimg: float) -> str:
     Last comes how training is doing, in words, if the record says it in `health`.
     """
     kimg = _mean(record, "Progress/kimg")
-    sec_per_kimg = _mean(record, "Timing/sec_per_kimg")
+    sec_per_kimg, sec_per_tick = _mean(record, "Timing/sec_per_kimg"), _mean(record, "Timing/sec_per_tick")
+    measuring = _mean(record, "Timing/metrics")  # of which sec_per_kimg says nothing
     fields = [
         f"tick {_mean(record, 'Progress/tick'):.0f}",
         f"kimg {kimg:.1f}",
         f"time {format_time(_mean(record, 'Timing/total_sec'))}",
-        f"sec/tick {_mean(record, 'Timing/sec_per_tick'):.1f}",
+        f"sec/tick {sec_per_tick:.1f}",
         f"sec/kimg {sec_per_kimg:.2f}",
         f"maintenance {_mean(record, 'Timing/maintenance_sec'):.1f}",
+        *([f"metrics {measuring:.1f}"] if measuring > 0 else []),
         f"cpumem {_mean(record, 'Resources/cpu_mem_gb'):.2f}",
         f"gpumem {_mean(record, 'Resources/peak_gpu_mem_gb'):.2f}",
         f"augment {_mean(record, 'Progress/augment'):.3f}",
     ]
     if sec_per_kimg > 0 and _mean(record, "Progress/tick") > 0:  # the first tick is one slow step
-        fields.append(f"eta {format_time(max(total_kimg - kimg, 0) * sec_per_kimg, max_units=2)}")
+        training = sec_per_tick - measuring
+        in_all = sec_per_kimg * (sec_per_tick / training if training > 0 else 1)
+        fields.append(f"eta {format_time(max(total_kimg - kimg, 0) * in_all, max_units=2)}")
     if "health" in record:
         fields.append(f"health {record['health']}")
     return " ".join(fields)

@@ -122,14 +122,23 @@ def record_nimg(record: dict[str, Any]) -> int | None:
 def mean_of(record: Mapping[str, Any], name: str) -> float | None:
     """The mean of one entry of a record, or None when there is none that is finite."""
     entry = record.get(name)
-    mean = entry.get("mean") if isinstance(entry, Mapping) else None
-    return float(mean) if isinstance(mean, (int, float)) and math.isfinite(mean) else None
+    return finite(entry.get("mean")) if isinstance(entry, Mapping) else None
+
+
+def finite(value: object) -> float | None:
+    """A number that was read; None: it is not finite, or none at all."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # JSON has whole numbers of any length
+        return None
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # not JSON, or too deep
         return None
     return record if isinstance(record, dict) else None
 

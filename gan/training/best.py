@@ -9,12 +9,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from gan.errors import GanError
 from gan.files import explain_os_error, temporary_beside
 from gan.metric_names import METRICS
+from gan.snapshot_names import BEST
 from gan.tracking import measurements
 from gan.training import retention
-
-FILE_NAME = "network-snapshot-best.pkl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +25,14 @@ class Best:
     """name of its file"""
     metric: str
     number: float
+    linked: bool = dataclasses.field(default=True, compare=False)
+    """whether `network-snapshot-best.pkl` is this one"""
 
     @property
     def line(self) -> str:
         """For people."""
         number = METRICS[self.metric].results[0]
-        return f"Best:      {self.snapshot} by {number} {self.number:.4g} ({FILE_NAME})"
+        return f"Best:      {self.snapshot} by {number} {self.number:.4g}{f' ({BEST})' if self.linked else ''}"
 
 
 def best_snapshot(run_dir: Path, metrics: Sequence[str]) -> Best | None:
@@ -42,7 +44,7 @@ def best_snapshot(run_dir: Path, metrics: Sequence[str]) -> Best | None:
     for metric in metrics:
         found = measurements.best(run_dir, metric, there)
         if found is not None:
-            return Best(found[0], metric, found[1])
+            return Best(found[0], metric, found[1], _is_linked(run_dir, found[0]))
     return None
 
 
@@ -51,7 +53,9 @@ def renew(run_dir: Path, metrics: Sequence[str]) -> Best | None:
 
     A relative link, as snapshots never change; a copy where the file system knows no links. Raises GanError.
     """
-    best, path = best_snapshot(run_dir, metrics), run_dir / FILE_NAME
+    best, path = best_snapshot(run_dir, metrics), run_dir / BEST
+    if path.is_dir():
+        raise GanError(f"{path}: is a folder, where the best snapshot is to be; move it away")
     try:
         if best is None:
             path.unlink(missing_ok=True)
@@ -59,7 +63,13 @@ def renew(run_dir: Path, metrics: Sequence[str]) -> Best | None:
             _replace(path, best.snapshot)
     except OSError as error:
         raise explain_os_error(error, path) from error
-    return best
+    return None if best is None else dataclasses.replace(best, linked=True)
+
+
+def _is_linked(run_dir: Path, snapshot: str) -> bool:
+    with contextlib.suppress(OSError):
+        return _is_it(run_dir / BEST, run_dir / snapshot)
+    return False
 
 
 def _is_it(path: Path, snapshot: Path) -> bool:

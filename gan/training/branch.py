@@ -12,6 +12,7 @@ import re
 import shutil
 from pathlib import Path
 
+from gan.errors import GanError
 from gan.files import atomic_path, explain_os_error
 from gan.tracking import jsonl
 from gan.training.run_folder import OPTIONS_FILE
@@ -37,9 +38,11 @@ def go_back(
     aside, state = _folder(run_dir, branch), older.branched(branch, rate)
     try:
         aside.mkdir()
-        metrics = [path.name for path in run_dir.glob("metric-*.jsonl")]
-        for name in (jsonl.FILE_NAME, OPTIONS_FILE, NEWEST, *metrics):
+        for name in (jsonl.FILE_NAME, OPTIONS_FILE, NEWEST):
             _copy(run_dir / name, aside)
+        for path in run_dir.glob("metric-*.jsonl"):
+            with contextlib.suppress(GanError, OSError):  # one that cannot be read keeps no run from going on
+                _copy(path, aside)
         states.replace_newest(state)
     except OSError as error:
         raise explain_os_error(error, aside) from error

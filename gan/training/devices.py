@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
-import sys
 from collections.abc import Sequence
 
 import torch
@@ -14,9 +12,9 @@ import torch
 from gan.config import TrainConfig
 from gan.errors import GanError, UsageError
 from torch_utils.distributed import Place
+from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import kernels
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # What PyTorch computes with MKL's vector functions (ATen/cpu/vml.h).
 _MKL_FUNCTIONS = ["acos", "asin", "atan", "cos", "erf", "erfc", "erfinv", "exp"]
@@ -180,20 +178,6 @@ def _threads_of_one() -> int:
     return torch.get_num_threads()
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep large freed blocks instead of returning them to the system.
-
-    A step on a CPU frees and takes again hundreds of large tensors; giving each back means faulting every page of it
-    in again: 12 % of the demo's step (benchmarks/train_step.py). Without glibc nothing happens.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
 def settle_mkl_functions() -> None:
     """Have MKL choose its instructions for each of these functions while no other thread asks for it.
 
@@ -205,17 +189,6 @@ def settle_mkl_functions() -> None:
         half = torch.full([1], 0.5, dtype=dtype)  # one element is never divided among threads
         for name in _MKL_FUNCTIONS:
             getattr(torch, name)(half)
-
-
-def return_freed_memory() -> None:
-    """Have glibc return what is free, and what is freed from now on: memory is short."""
-    if not sys.platform.startswith("linux"):
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        glibc = ctypes.CDLL(None)
-        glibc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
-        glibc.mallopt(_M_TRIM_THRESHOLD, 1 << 20)
-        glibc.malloc_trim(0)
 
 
 def _cpu_has_bf16() -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
@@ -11,40 +10,15 @@ import torch
 
 from gan.config import TrainConfig, usable_batch_gpu
 from gan.errors import GanError
-from gan.training.devices import return_freed_memory
+from torch_utils.memory import is_out_of_memory, release_memory
 
 if TYPE_CHECKING:
     from gan.training.graphs import PhaseGraphs
 
 T = TypeVar("T")
 
-# What libraries say that have no error of their own for it.
-_SAYINGS = (
-    "out of memory",  # CUDA's launches, MPS
-    "can't allocate memory",  # PyTorch on a CPU, compiled kernels included
-    "not enough memory",  # the same on Windows
-    "std::bad_alloc",
-    "ALLOC_FAILED",  # cuBLAS, cuDNN
-)
 # oneDNN, when there is no memory for code that it compiles. It goes on saying so when there is memory again.
 _BROKEN = "could not create a primitive"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is how PyTorch, or a library under it, says that memory ran out."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(saying in str(error) for saying in _SAYINGS)
-
-
-def release_memory(device: torch.device) -> None:
-    """Give back what nothing refers to; never inside an `except`, whose error refers to all that it came through."""
-    gc.unfreeze()  # what was alive when MLflow was imported counts too
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    else:
-        return_freed_memory()
 
 
 def copied(copy: Callable[[], T], give_way: Callable[[], None], remedy: str) -> T:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from gan.errors import GanError
 from gan.metric_names import METRICS
-from gan.tracking import jsonl, measurements
+from gan.snapshot_names import kimg_of
+from gan.tracking import measurements
 
-_SNAPSHOT = re.compile(r"network-snapshot-(\d{6,})\.pkl")
 _HIGHER_IS_BETTER = ("is50k", "pr50k3")  # inception score; precision and recall
 
 
@@ -57,14 +56,14 @@ def best_snapshots(run_dir: Path) -> set[str]:
 def _best_by_others(run_dir: Path, there: Collection[str]) -> set[str]:
     """By each number of metrics that are not known."""
     best: dict[str, tuple[float, str]] = {}
-    for path in sorted(run_dir.glob("metric-*.jsonl")):
-        if path.stem.removeprefix("metric-") in METRICS:
+    for measured in measurements.read(run_dir):
+        if measured.metric in METRICS or measured.snapshot not in there:
             continue
-        for metric, number, name in _measurements(path):
-            goodness = (number if metric.startswith(_HIGHER_IS_BETTER) else -number, name)
-            if name in there and goodness >= best.get(metric, goodness):
-                best[metric] = goodness
-    return {name for _, name in best.values()}
+        for name, number in measured.results.items():
+            if not name.endswith("_std"):
+                goodness = (number if name.startswith(_HIGHER_IS_BETTER) else -number, measured.snapshot)
+                best[name] = max(goodness, best.get(name, goodness))
+    return {snapshot for _, snapshot in best.values()}
 
 
 def snapshots_in(run_dir: Path) -> list[int]:
@@ -83,9 +82,17 @@ def prune_snapshots(run_dir: Path, keep: int | None, keep_every: int | None, in_
     Nothing that happens to one of them is an error: it is only too many.
 
     `in_use`: names of snapshots that stay for now.
+
+    Raises GanError, and removes none, if a file does not say now which of them are the best.
     """
-    names = _snapshots(run_dir)
-    good = {*best_snapshots(run_dir), *in_use} if keep is not None else ()
+    names, good = _snapshots(run_dir), set[str]()
+    if keep is not None:
+        problem = measurements.unreadable(run_dir)
+        if problem is not None:
+            raise GanError(
+                f"{problem}; snapshots stay until it can be read, as it says which are the best"
+            ) from problem
+        good = {*best_snapshots(run_dir), *in_use}
     best = [kimg for kimg, name in names.items() if name in good]
     removed = []
     for kimg in snapshots_to_remove(list(names), keep, keep_every, best):
@@ -99,16 +106,5 @@ def _snapshots(run_dir: Path) -> dict[int, str]:
     """{kimg: name} of the snapshots of a run; an empty dict where there is no folder."""
     with contextlib.suppress(OSError):
         names = [path.name for path in run_dir.iterdir()]
-        return {int(match[1]): name for name in names if (match := _SNAPSHOT.fullmatch(name))}
+        return {kimg: name for name in names if (kimg := kimg_of(name)) is not None}
     return {}
-
-
-def _measurements(path: Path) -> Iterator[tuple[str, float, str]]:
-    """(metric, number, name of the snapshot) of every number in a file of metrics."""
-    for record in jsonl.read_records(path):
-        results, name = record.get("results"), record.get("snapshot_pkl")
-        if not isinstance(results, dict) or not isinstance(name, str):
-            continue
-        for metric, number in results.items():
-            if isinstance(number, (int, float)) and math.isfinite(number) and not metric.endswith("_std"):
-                yield metric, number, name

@@ -13,7 +13,7 @@ from gan.errors import GanError, LostProcessError
 from gan.files import remove_leftovers
 from gan.tracking import jsonl
 from gan.train_options import check_resume_name
-from gan.training import run_folder
+from gan.training import retention, run_folder
 from gan.training.branch import finish_going_back, go_back
 from gan.training.micro_batch import release_memory
 from gan.training.run_folder import in_kimg
@@ -155,7 +155,7 @@ def _state_to_go_on_from(
 
 def _check_that_none_was_lost(run_dir: Path, config: TrainConfig) -> None:
     """A run has a state soon after its first snapshot, unless that could not be written, and then it stops at once."""
-    later = any(path.name > "network-snapshot-000000.pkl" for path in run_dir.glob("network-snapshot-[0-9]*.pkl"))
+    later = any(retention.snapshots_in(run_dir))  # beyond the first, at 0 kimg
     seconds = max(
         (jsonl.mean_of(record, "Timing/total_sec") or 0 for record in jsonl.read_records(run_dir / jsonl.FILE_NAME)),
         default=0,

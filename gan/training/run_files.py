@@ -13,9 +13,10 @@ from gan import models
 from gan.config import TrainConfig
 from gan.data.dataset import ImageDataset
 from gan.data.labels import LabelTable
-from gan.errors import GanError
+from gan.errors import GanError, one_line, printable
 from gan.files import flush
 from gan.networks import Generator
+from gan.snapshot_names import name_of
 from gan.tracking import Console, JsonlTracker, MlflowTracker, Trackers, jsonl
 from gan.training import disk, resources, retention, run_folder, state_files
 from gan.training.grid import SampleGrid
@@ -56,6 +57,7 @@ class RunFiles:
         self._labels, self._world = labels, world
         self._grid = SampleGrid.choose(dataset, config.network.z_dim, config.seed)
         self._tracker_state: dict[str, Any] = {}
+        self._said: set[str] = set()
         self.trackers = Trackers([])
         self.outputs = Outputs(state.device, self._report, self._not_written, any_waits)
 
@@ -129,15 +131,21 @@ class RunFiles:
         self.outputs.add(Output(path.name, "snapshot", write))
 
     def prune(self) -> None:
-        """Remove the snapshots that are not to stay."""
+        """Remove the snapshots that are not to stay. One too many is no reason to stop; what is wrong is said once."""
         config = self._config
-        for name in retention.prune_snapshots(self._run_dir, config.keep, config.keep_every, self._in_use()):
-            self._report(f"Removed {name}: --keep {config.keep}")
+        try:
+            for name in retention.prune_snapshots(self._run_dir, config.keep, config.keep_every, self._in_use()):
+                self._report(f"Removed {name}: --keep {config.keep}")
+        except Exception as error:
+            text = str(error) if isinstance(error, GanError) else f"{type(error).__name__}: {one_line(error)}"
+            if text not in self._said:
+                self._said.add(text)
+                self._report(f"WARNING:   --keep {config.keep}: {printable(text)}")
 
     @property
     def snapshot_name(self) -> str:
         """The snapshot of this moment."""
-        return f"network-snapshot-{self._state.progress.nimg // 1000:06d}.pkl"
+        return name_of(self._state.progress.nimg // 1000)
 
     @property
     def sheet_name(self) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from gan.config import TrainConfig
 from gan.errors import GanError
 from gan.files import Locked, explain_os_error, lock, write_text
+from gan.snapshot_names import kimg_of
 
 OPTIONS_FILE = "training_options.json"
 _LOCK_FILE = "run.lock"
@@ -66,9 +67,10 @@ def newest(outdir: str | Path) -> Path:
 
 def newest_snapshot(outdir: str | Path) -> Path:
     """The newest snapshot of the newest run under `outdir` that has one. Raises GanError if there is none."""
-    snapshots = Path(outdir).glob("[0-9][0-9][0-9][0-9][0-9]-*/network-snapshot-[0-9]*.pkl")
+    paths = Path(outdir).glob("[0-9][0-9][0-9][0-9][0-9]-*/*.pkl")
+    snapshots = [(path.parent.name[:5], kimg, path) for path in paths if (kimg := kimg_of(path.name)) is not None]
     try:
-        return max(snapshots, key=lambda p: (p.parent.name[:5], p.name))
+        return max(snapshots)[-1]
     except ValueError:
         raise GanError(f"{outdir}: holds no snapshot yet; train first, or name one with --network FILE") from None
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from gan.config import TrainConfig
-from gan.metric_names import AUTO, INCEPTION, METRICS, VGG, chosen, detectors_of
-from gan.metrics.detectors import Detectors
+from gan.errors import GanError
+from gan.metric_names import AUTO, METRICS, chosen, detectors_of
+from gan.metrics.detectors import Detectors, check_file
 from torch_utils.world import ALONE, World
 
 _PREFETCH = "python -m gan metrics --prefetch"
@@ -14,28 +13,43 @@ _PREFETCH = "python -m gan metrics --prefetch"
 
 def tracked(config: TrainConfig, detectors: Detectors, world: World = ALONE) -> tuple[list[str], list[str]]:
     """The metrics that every process can compute, and lines for people about that."""
-    absent = [name for name in (INCEPTION, VGG) if detectors.path(name) is None]
-    absent_by_rank = world.gather(absent, "the detectors")
-    anywhere = {name for names in absent_by_rank for name in names}
-    asked = chosen(config.metrics, lambda name: name not in anywhere)
-    names = [name for name in asked if METRICS[name].detector not in anywhere]
-    left_out = [name for name in asked if name not in names]
-    lines = list(_left_out_lines(left_out, absent_by_rank, detectors))
+    wanted = detectors_of(chosen(config.metrics, lambda name: True))
+    here = {name: problem for name in wanted if (problem := _problem_with(name, detectors)) is not None}
+    wrong: dict[str, str] = {}  # by detector
+    for rank, there in enumerate(world.gather(here, "the detectors")):
+        for name, problem in there.items():
+            wrong.setdefault(name, problem if rank == 0 else f"rank {rank}: {problem}")
+    missing = [name for name in wrong if detectors.path(name) is None]
+    wrong |= dict.fromkeys(missing, detectors.missing_line(missing))
+    asked = chosen(config.metrics, lambda name: name not in wrong)
+    names = [name for name in asked if METRICS[name].detector not in wrong]
+    lines = []
+    for problem in dict.fromkeys(wrong.values()):
+        without = [name for name in asked if wrong.get(METRICS[name].detector or "") == problem]
+        if without:
+            lines.append(f"{', '.join(without)} left out: {problem}")
     if names:
-        why = f" (no detector here: {_PREFETCH})" if config.metrics == AUTO and not detectors_of(names) else ""
-        lines.append(f"{', '.join(names)} at each snapshot, in up to {config.metrics_budget:g} % of the time{why}")
-    elif not left_out:
+        at_each = f"{', '.join(names)} at each snapshot, in up to {config.metrics_budget:g} % of the time"
+        lines.append(at_each + (_why_no_more(wrong, detectors) if config.metrics == AUTO else ""))
+    elif not lines:
         lines.append("none")
     return names, [f"Metrics:   {line}" for line in lines]
 
 
-def _left_out_lines(metrics: list[str], absent_by_rank: list[list[str]], detectors: Detectors) -> Iterator[str]:
-    """Why metrics that were asked for are not measured."""
-    needed = detectors_of(metrics)
-    here = [name for name in needed if name in absent_by_rank[0]]
-    listed = ", ".join(metrics)
-    if here:
-        yield f"{listed} left out: {detectors.missing_line(here)}"
-    elif needed:
-        ranks = [str(rank) for rank, absent in enumerate(absent_by_rank) if set(absent) & set(needed)]
-        yield f"{listed} left out: no detector for rank {', '.join(ranks)}; {_PREFETCH} on its machine"
+def _problem_with(name: str, detectors: Detectors) -> str | None:
+    """Why a detector cannot be used."""
+    path = detectors.path(name)
+    if path is None:
+        return detectors.missing_line([name])
+    try:
+        check_file(path)
+    except GanError as error:
+        return str(error)
+    return None
+
+
+def _why_no_more(wrong: dict[str, str], detectors: Detectors) -> str:
+    """That `auto` has made do with what needs no detector."""
+    if any(detectors.path(name) is None for name in wrong):
+        return f" (no detector here: {_PREFETCH})"
+    return "".join(f" ({problem})" for problem in wrong.values())

@@ -100,7 +100,17 @@ class Trainer:
         labels = LabelTable.of(dataset, self.device)
         self.step = TrainStep(self.state, config, labels, self.print, self._remember_micro_batch, world)
         self._signals, self._turns = signals, Turns(world, signals, self._own_requests)
-        self.evaluation = Evaluation(config, run_dir, dataset, self.device, self.print, self.step.give_way, world)
+        self.evaluation = Evaluation(
+            config,
+            run_dir,
+            dataset,
+            self.device,
+            self.print,
+            self.step.give_way,
+            lambda: self.files.trackers,
+            lambda: self.files.outputs.has("snapshot"),
+            world,
+        )
         waits, in_use = self._turns.any_waits, self.evaluation.in_use
         self.files = RunFiles(config, run_dir, dataset, labels, self.state, states, self.console, world, waits, in_use)
         healthy_until = 0 if saved is None else saved.healthy_until
@@ -156,7 +166,8 @@ class Trainer:
         try:
             last = (self.run_dir / self.files.sheet_name, self.run_dir / self.files.snapshot_name)
             if self.world.share(not all(path.exists() for path in last), "the last files"):
-                self._save(self._add_snapshot())
+                self._save(self._add_snapshot(measured=False))
+                self.files.outputs.finish()
             self.evaluation.catch_up(self._start_nimg, self.state.G_ema)
             self._finish_last_files()
             self.print("There is nothing left to train; --kimg N makes the run longer")
@@ -265,7 +276,7 @@ class Trainer:
     def _open_trackers(self) -> None:
         if not self.world.is_first:
             return
-        self.evaluation.open(self.files, self.state.progress.nimg)  # drops lines that MLflow is not to be sent
+        self.evaluation.go_on_from(self.state.progress.nimg)  # MLflow is not to be sent lines that are dropped
         self.files.open_trackers(self._tracker_state, self._continued)
         self.ticks.recall(jsonl.read_records(self.run_dir / jsonl.FILE_NAME))
 
@@ -306,15 +317,19 @@ class Trainer:
             self._save(networks)
         progress.maintenance_seconds = time.monotonic() - maintenance
 
-    def _add_snapshot(self) -> dict[str, Any]:
-        """Snapshot and sheet; returns the copies of the networks that are in them."""
+    def _add_snapshot(self, measured: bool = True) -> dict[str, Any]:
+        """Snapshot and sheet; returns the copies of the networks that are in them.
+
+        `measured`: the snapshot is to be, when there is time.
+        """
         self.files.outputs.make_room("snapshot")
         copies = self.state.copy_networks if self.world.is_first else self._copy_for_the_sheet
         networks = self._with_memory(copies)
         self.files.add_fakes(self.files.sheet_name, networks["G_ema"], self.config.batch_gpu)
         if self.world.is_first:
             self.files.add_snapshot(networks)
-        self.evaluation.add(self.files.snapshot_name, self.state.progress.nimg, networks["G_ema"])
+        if measured:
+            self.evaluation.add(self.files.snapshot_name, self.state.progress.nimg, networks["G_ema"])
         return networks
 
     def _copy_for_the_sheet(self) -> dict[str, Any]:

@@ -18,16 +18,13 @@ from click.testing import CliRunner, Result
 from tiny import write_dataset
 
 from gan import models
-from gan.cli import metrics as command
 from gan.cli.metrics import metrics
-from gan.cli.metrics_order import Order
 from gan.config import DataInfo
 from gan.data.dataset import ImageDataset
-from gan.metric_names import INCEPTION, VGG
+from gan.metric_names import INCEPTION, METRICS, VGG
 from gan.metrics.measure import Measuring
 from gan.networks import Discriminator, Generator
 from gan.resolve import resolve
-from gan.tracking.measurements import Measured
 from gan.train_options import TrainOptions
 from gan.training import run_folder
 
@@ -97,7 +94,7 @@ def run_dir(here: Path, tiny_dataset: Path) -> Path:
 
 @pytest.fixture
 def unmeasurable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gan.metrics.measure.Measuring", lambda *args, **kwargs: pytest.fail("measured"))
+    monkeypatch.setattr("gan.cli.metrics_work.Measuring", lambda *args, **kwargs: pytest.fail("measured"))
 
 
 def test_all_snapshots_of_the_newest_run_are_measured(run_dir: Path) -> None:
@@ -106,6 +103,7 @@ def test_all_snapshots_of_the_newest_run_are_measured(run_dir: Path) -> None:
     assert result.stderr.startswith("Metrics:   swd, diversity (no detector here: python -m gan metrics --prefetch)\n")
     assert [line["snapshot_pkl"] for line in lines(run_dir)] == NAMES
     assert {(line["num_reals"], line["seed"], line["detector"]) for line in lines(run_dir)} == {(40, 0, None)}
+    assert [line["nimg"] for line in lines(run_dir)] == [0, 4000, 12000]
     assert {line["snapshot_pkl"] for line in lines(run_dir, "diversity")} == set(NAMES)
     header, *rows, best, curves = result.stdout.splitlines()
     assert header.split() == ["swd", "diversity"]
@@ -124,13 +122,12 @@ def test_all_snapshots_of_the_newest_run_are_measured(run_dir: Path) -> None:
 
 def test_what_is_there_already_is_not_measured_again(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(run_dir / NAMES[0], run_dir / NAMES[1], "--metrics", "swd")
-    monkeypatch.setattr("gan.metrics.measure.Measuring", lambda *args, **kwargs: pytest.fail("measured"))
-    again = run(run_dir / NAMES[0], run_dir / NAMES[1], "--metrics", "swd")
+    with monkeypatch.context() as unmeasurable:
+        unmeasurable.setattr("gan.cli.metrics_work.Measuring", lambda *args, **kwargs: pytest.fail("measured"))
+        again = run(run_dir / NAMES[0], run_dir / NAMES[1], "--metrics", "swd")
     assert again.exit_code == 0, again.output
     assert again.stdout == first.stdout
     assert again.stderr == "2 of 2 files were measured before (--force: again)\n"
-    monkeypatch.undo()
-    os.chdir(run_dir.parents[1])
     assert "1 of 2 files were measured before" in run(run_dir / NAMES[1], run_dir / NAMES[2], "--metrics", "swd").stderr
     assert [line["snapshot_pkl"] for line in lines(run_dir)] == NAMES
     forced = run(run_dir / NAMES[0], "--metrics", "swd", "--force")
@@ -141,41 +138,17 @@ def test_what_is_there_already_is_not_measured_again(run_dir: Path, monkeypatch:
     assert old == new != seeded
 
 
-@pytest.mark.parametrize(
-    ("changed", "same"),
-    [
-        ({}, True),
-        ({"resize_filter": "box"}, True),
-        ({"seed": 1}, False),
-        ({"num_reals": 39}, False),
-        ({"dataset": "other"}, False),
-        ({"detector": {"file": INCEPTION, "sha256": "other"}}, False),
-        ({"detector": None}, False),
-        ({"detector": "torn"}, False),
-    ],
-)
-def test_numbers_are_compared_only_if_they_were_measured_alike(
-    changed: dict[str, Any], same: bool, tiny_dataset: Path
-) -> None:
-    dataset = ImageDataset(tiny_dataset)
-    record = {"seed": 0, "num_reals": 40, "detector": {"file": INCEPTION, "sha256": "abc"}}
-    record |= {"dataset": dataset.fingerprint_anywhere, **changed}
-    order = Order([], ["fid50k_full"], None, {INCEPTION: "abc"}, 0, [], [], [])
-    assert (
-        order.is_of(Measured("fid50k_full", NAMES[0], {}, record), len(dataset), dataset.fingerprint_anywhere) is same
-    )
-
-
 def test_a_file_of_no_run_needs_data_and_is_only_shown(here: Path, tiny_dataset: Path) -> None:
     save_network(here / "net.pkl")
     result = run("net.pkl")
     assert result.exit_code == 2
     assert errors(result) == ["--data: is missing; net.pkl is in no run folder, so name the images to compare with"]
-    result = run("net.pkl", "--data", tiny_dataset, "--json")
+    Path("link.pkl").symlink_to("net.pkl")
+    result = run("net.pkl", "link.pkl", "--data", tiny_dataset, "--json")
     (file,) = json.loads(result.stdout)["snapshots"]
     assert (file["network"], file["run_dir"]) == ("net.pkl", None)
     assert {record["metric"] for record in file["measurements"]} == {"swd", "diversity"}
-    assert {path.name for path in here.iterdir()} <= {"net.pkl", "cache"}
+    assert {path.name for path in here.iterdir()} <= {"net.pkl", "link.pkl", "cache"}
 
 
 def test_several_files_are_compared_in_one_plot(run_dir: Path, tiny_dataset: Path) -> None:
@@ -203,6 +176,27 @@ def test_numbers_of_other_images_are_not_those_of_the_run(run_dir: Path, tiny_da
     ]
     assert run(run_dir / NAMES[2], "--metrics", "swd", "--data", copied).exit_code == 0
     assert [line["snapshot_pkl"] for line in lines(run_dir)] == [NAMES[2]]
+
+
+def test_a_dataset_with_a_relative_path_may_be_another_one_elsewhere(
+    here: Path, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch, unmeasurable: None
+) -> None:
+    shutil.copy(tiny_dataset, "my.zip")
+    run_dir = make_run(here / "runs", Path("my.zip"))
+    elsewhere = here / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    (line,) = errors(run(run_dir, "--metrics", "swd"))
+    assert line == (
+        f"--data: my.zip (a path from where the run was started), with the images of {run_dir}, is not there; "
+        "name the dataset where it is now"
+    )
+    write_dataset(elsewhere / "my.zip", count=24)
+    (line,) = errors(run(run_dir, "--metrics", "swd"))
+    assert line == (
+        "--data: my.zip (a path from where the run was started) has other images (24 images, 16x16 RGB) than when "
+        f"{run_dir} was started; name the dataset with --data, this one if it is meant"
+    )
 
 
 @pytest.mark.parametrize("link", [True, False])
@@ -233,20 +227,46 @@ def test_a_file_that_fails_does_not_keep_the_others_from_being_measured(run_dir:
 
 
 def test_a_missing_detector_is_one_line_and_the_rest_is_measured(run_dir: Path) -> None:
-    result = run(run_dir / NAMES[0], "--metrics", "fid5k_full,swd,pr50k3")
+    result = run(run_dir / NAMES[0], "--metrics", "fid5k_full,swd,is50k,pr50k3")
     assert result.exit_code == 1
-    (line,) = errors(result)
-    assert line.startswith(f"fid5k_full, pr50k3 left out: {INCEPTION} and {VGG} are not here")
-    assert "--prefetch" in line
+    inception, vgg = errors(result)
+    assert inception.startswith(f"fid5k_full, is50k left out: {INCEPTION} is not here")
+    assert vgg.startswith(f"pr50k3 left out: {VGG} is not here")
+    assert "--prefetch" in vgg
     assert len(lines(run_dir)) == 1
     result = run(run_dir, "--metrics", "fid5k_full")
     assert (result.exit_code, len(errors(result)), result.stdout) == (1, 1, "")
 
 
+def test_a_damaged_detector_is_as_good_as_none(run_dir: Path, here: Path) -> None:
+    (here / INCEPTION).write_bytes(b"<html>")
+    result = run(run_dir / NAMES[0], "--detectors", here)
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"Metrics:   swd, diversity ({here / INCEPTION}: it is a web page")
+
+
 def test_a_run_is_measured_by_its_own_metrics(here: Path, tiny_dataset: Path) -> None:
     run_dir = make_run(here / "runs", tiny_dataset, metrics="diversity")
-    assert run(run_dir / NAMES[0]).exit_code == 0
-    assert [path.name for path in run_dir.glob("metric-*")] == ["metric-diversity.jsonl"]
+    result = run(run_dir / NAMES[0])
+    assert result.exit_code == 0
+    assert [path.name for path in run_dir.glob("metric*")] == ["metric-diversity.jsonl"]  # a point is no curve
+    assert "*" not in result.stdout
+
+
+def test_one_of_several_numbers_is_the_best(run_dir: Path) -> None:
+    assert "*" not in run(run_dir / NAMES[0], "--metrics", "swd").stdout
+
+
+def test_what_was_typed_says_how_it_is_measured(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+
+    def noted(*args: object, **settings: Any) -> Measuring:
+        told.update(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gan.cli.metrics_work.Measuring", noted)
+    assert run(run_dir / NAMES[0], "--batch", 5, "--seed", 3).exit_code == 130
+    assert (told["images_at_once"], told["seed"], told["force_fp32"]) == (5, 3, True)
 
 
 def test_interrupted_work_is_kept(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +276,7 @@ def test_interrupted_work_is_kept(run_dir: Path, monkeypatch: pytest.MonkeyPatch
                 raise KeyboardInterrupt
             super().advance()
 
-    monkeypatch.setattr("gan.metrics.measure.Measuring", Interrupted)
+    monkeypatch.setattr("gan.cli.metrics_work.Measuring", Interrupted)
     result = run(run_dir, "--metrics", "swd")
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "interrupted"
@@ -301,6 +321,23 @@ def test_a_bad_setting_is_one_clear_line(arguments: list[str], problem: str, run
     assert line.startswith(problem)
 
 
+def test_without_a_home_folder_nothing_is_kept(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert run(run_dir / NAMES[0], "--metrics", "swd").exit_code == 0
+    (line,) = errors(run("--prefetch"))
+    assert "XDG_CACHE_HOME" in line
+
+
+def test_help_says_which_metrics_there_are() -> None:
+    said = run("--help").stdout
+    assert all(f"\n  {name} " in said for name in METRICS)
+    assert "Frechet inception distance, 5k fakes against all reals" in said
+
+
 def test_without_any_run_there_is_nothing_to_measure(here: Path) -> None:
     result = run()
     assert result.exit_code == 2
@@ -309,11 +346,30 @@ def test_without_any_run_there_is_nothing_to_measure(here: Path) -> None:
     ]
 
 
-def test_a_plot_that_cannot_be_written_loses_no_number(run_dir: Path) -> None:
+def test_a_plot_that_cannot_be_written_is_found_out_before_anything_is_measured(
+    run_dir: Path, here: Path, unmeasurable: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("in_the_way").write_text("")
-    result = run(run_dir / NAMES[0], "--metrics", "swd", "--plot", "in_the_way/plot.png")
+    Path("folder.png").mkdir()
+    for plot, problem in (
+        ("in_the_way/plots/x.png", f"{here / 'in_the_way'} is a file, not a folder; choose another place"),
+        ("folder.png", "is a folder; name a file in it"),
+    ):
+        assert errors(run("--plot", plot)) == [f"--plot {plot}: {problem}"]
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    (line,) = errors(run("--plot", "new/x.png"))
+    assert line == f"--plot new/x.png: {here} cannot be written to; choose another place"
+
+
+def test_a_plot_that_fails_loses_no_number(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gan.metrics.plot.draw", full)
+    result = run(run_dir / NAMES[0], "--metrics", "swd", "--plot", "plot.png")
     assert result.exit_code == 1
-    assert errors(result) == ["in_the_way/plot.png: a part of this path is a file, not a folder; choose another place"]
+    assert errors(result) == ["plot.png: no space left on the device; free some, or choose another place"]
+    assert "Curves" not in result.stdout
     assert len(lines(run_dir)) == 1
 
 
@@ -340,7 +396,12 @@ def test_detectors_are_fetched_from_a_folder_or_not_needed(here: Path) -> None:
     assert result.exit_code == 0
     cached = here / "cache" / "stylegan2-ada-trainer" / "detectors"
     assert {path.name for path in cached.iterdir()} == {INCEPTION, VGG}
-    assert run("--prefetch", "--metrics", "swd").stdout == "swd: needs no detector, so there is nothing to fetch\n"
+    (cached / VGG).write_bytes(b"<html>")
+    assert run("--prefetch", "--pretrained-base", here / "base").exit_code == 0
+    assert zipfile.is_zipfile(cached / VGG)
+    for nothing in ("swd", "none"):
+        said = run("--prefetch", "--metrics", nothing).stdout
+        assert said == f"{nothing}: needs no detector, so there is nothing to fetch\n"
     result = run("--prefetch", "--pretrained-base", here / "nowhere", "--detectors", "usb2", "--metrics", "fid50k_full")
     assert result.stdout == f"Detector:  usb2/{INCEPTION}\n"  # what is here already is copied, not fetched
     shutil.rmtree(cached)
@@ -367,14 +428,3 @@ def test_two_processes_measure_what_one_does(run_dir: Path) -> None:
     (one, two) = (json.loads(said)["snapshots"][1]["measurements"][0] for said in (alone.stdout, pair.stdout))
     assert two["results"] == pytest.approx(one["results"], rel=1e-6)
     assert [line["num_gpus"] for line in lines(run_dir)] == [1, 2]
-
-
-def test_a_process_that_is_lost_has_the_command_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gan.errors import LostProcessError
-
-    def lost(processes: int, max_restarts: int) -> int:
-        raise LostProcessError("rank 1 was killed (SIGKILL), and --max-restarts is 0")
-
-    monkeypatch.setattr(command.ranks, "launch", lost)
-    with pytest.raises(LostProcessError, match=r"^rank 1 was killed \(SIGKILL\); the same command goes on behind"):
-        command._launch(2)

@@ -72,7 +72,7 @@ def test_a_tiny_run_writes_exactly_these_files(
     assert re.search(r"^Computing: CPU with .*\nKernels:   CPU kernels: ", log, re.MULTILINE)
     line = re.compile(
         r"^tick \d+ +kimg [\d.]+ +time [\dsmhd ]+ sec/tick [\d.]+ sec/kimg [\d.]+ maintenance [\d.]+ "
-        r"cpumem [\d.]+ gpumem [\d.]+ augment [\d.]+( eta [\dsmhd ]+)?( health .+)?$",
+        r"(?:metrics [\d.]+ )?cpumem [\d.]+ gpumem [\d.]+ augment [\d.]+( eta [\dsmhd ]+)?( health .+)?$",
         re.MULTILINE,
     )
     assert len(line.findall(log)) == 3

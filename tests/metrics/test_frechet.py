@@ -7,6 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 from checks import refusal
+from portions import finished, in_portions
 
 from gan.metrics import frechet
 from gan.metrics.frechet import Gaussian, MomentSums, frechet_distance
@@ -18,8 +19,12 @@ def gaussian(rows, device="cpu"):
     return sums.gaussian()
 
 
+def between(real, fake, **options):
+    return finished(frechet_distance(real, fake, **options))
+
+
 def distance(real, fake):
-    return frechet_distance(gaussian(real), gaussian(fake))
+    return between(gaussian(real), gaussian(fake))
 
 
 def given(mean, cov):
@@ -41,12 +46,12 @@ def test_golden(golden):
 class TestKnownAnswers:
     def test_one_dimension(self):
         # (m1 - m2)^2 + (s1 - s2)^2
-        assert frechet_distance(given([1.0], [[4.0]]), given([3.0], [[9.0]])) == pytest.approx(5)
+        assert between(given([1.0], [[4.0]]), given([3.0], [[9.0]])) == pytest.approx(5)
 
     def test_covariances_with_the_same_axes(self):
         turn = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
         a, b = torch.tensor([0.0, 1, 4, 9]).double(), torch.tensor([1.0, 1, 16, 0]).double()
-        found = frechet_distance(given([0.0] * 4, turn * a @ turn.T), given([0.0] * 4, turn * b @ turn.T))
+        found = between(given([0.0] * 4, turn * a @ turn.T), given([0.0] * 4, turn * b @ turn.T))
         assert found == pytest.approx(1 + 0 + 4 + 9)
 
     def test_any_covariances_as_scipy_has_it(self, rows):
@@ -54,7 +59,7 @@ class TestKnownAnswers:
         a, b = gaussian(rows), gaussian(other)
         root = scipy.linalg.sqrtm(a.cov.numpy() @ b.cov.numpy())
         expected = float((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace()) - 2 * np.trace(root).real
-        assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+        assert between(a, b) == pytest.approx(expected, rel=1e-9)
 
     def test_equal_sets_are_0_apart(self, rows):
         assert distance(rows, rows.clone()) == pytest.approx(0, abs=1e-10)
@@ -75,6 +80,12 @@ class TestKnownAnswers:
     def test_which_is_which_does_not_matter(self, rows):
         other = rows.abs()
         assert distance(rows, other) == pytest.approx(distance(other, rows), rel=1e-10)
+
+    def test_a_covariance_that_rounding_took_below_0_has_no_root_there(self):
+        # 1 + (1 + 1) - 2 (1 + 0), and what the trace says.
+        rounded = given([0.0, 1.0], [[1.0, 0.0], [0.0, -1e-4]])
+        assert between(given([0.0, 0.0], torch.eye(2).double()), rounded) == pytest.approx(2 - 1e-4)
+        assert between(rounded, given([0.0, 0.0], torch.eye(2).double())) == pytest.approx(2 - 1e-4)
 
     def test_one_image_is_a_point(self):
         assert distance(torch.zeros(1, 3), torch.full((1, 3), 2.0)) == pytest.approx(12)
@@ -116,17 +127,51 @@ class TestMomentSums:
         half = rows.half()
         assert torch.equal(gaussian(half).cov, gaussian(half.double()).cov)
 
+    def test_memory_that_runs_out_loses_no_row_and_counts_none_twice(self, rows, monkeypatch):
+        monkeypatch.setattr(frechet, "_ROWS_AT_ONCE", 50)
+        convert, calls = torch.Tensor.double, []
+
+        def out_of_memory_at_times(tensor):
+            calls.append(len(tensor))
+            if len(calls) in (3, 6):
+                raise torch.OutOfMemoryError
+            return convert(tensor)
+
+        sums = MomentSums(12, torch.device("cpu"))
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.Tensor, "double", out_of_memory_at_times)
+            with pytest.raises(torch.OutOfMemoryError):
+                sums.add(rows[:300])
+            with pytest.raises(torch.OutOfMemoryError):
+                sums.count()
+            assert sums.number == 300
+            sums.count()
+        sums.add(rows[300:])
+        assert calls == [50] * 8  # 6 of them counted
+        assert sums.number == 500
+        assert torch.allclose(sums.gaussian().cov, gaussian(rows).cov, rtol=1e-12)
+
     def test_nothing_is_refused(self):
         assert "no images" in refusal(MomentSums(3, torch.device("cpu")).gaussian)
 
 
 def test_a_kept_root_gives_the_same(rows):
     real, fake = gaussian(rows), gaussian(rows.exp().clamp(max=5))
-    kept = real.with_half()
+    kept, portions = in_portions(real.with_half())
+    assert portions == 1
     assert kept.half is not None
     assert torch.allclose(kept.half @ kept.half, real.cov)
-    assert kept.with_half() is kept
-    assert frechet_distance(kept, fake) == frechet_distance(real, fake)
+    assert finished(kept.with_half()) is kept
+    assert in_portions(frechet_distance(kept, fake)) == (between(real, fake), 2)
+    assert in_portions(frechet_distance(real, fake))[1] == 3
+
+
+def test_where_there_is_no_float64_the_cpu_stands_in(rows):
+    real, fake = gaussian(rows), finished(gaussian(rows + 1).with_half())
+    assert between(real, fake, device=torch.device("mps")) == between(real, fake)
+    moved = fake.on(torch.device("mps"))
+    assert {each.device.type for each in (moved.mean, moved.cov, moved.half)} == {"cpu"}
+    assert moved.number == 500
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -135,6 +180,7 @@ def test_features_that_are_no_numbers_are_refused(rows, bad):
     broken[3, 4] = bad
     assert "generated" in refusal(distance, rows, broken)
     assert "real" in refusal(distance, broken, rows)
+    assert "real images are not finite" in refusal(finished, gaussian(broken).with_half())
 
 
 def test_torchmetrics_agrees():
@@ -156,11 +202,27 @@ def test_torchmetrics_agrees():
     a, b = gaussian(real.flatten(1)), gaussian(fake.flatten(1))
     # It divides by N - 1, the reference by N.
     a, b = (Gaussian(each.number, each.mean, each.cov * each.number / (each.number - 1)) for each in (a, b))
-    assert frechet_distance(a, b) == pytest.approx(float(oracle.compute()), rel=1e-4)
+    assert between(a, b) == pytest.approx(float(oracle.compute()), rel=1e-4)
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_as_on_the_cpu(rows):
     real, fake = rows.float(), rows.float().abs()
-    on_gpu = frechet_distance(gaussian(real.cuda(), "cuda").with_half(), gaussian(fake.cuda(), "cuda"))
-    assert on_gpu == pytest.approx(distance(real, fake), rel=1e-8)
+    expected = pytest.approx(distance(real, fake), rel=1e-8)
+    a, b = finished(gaussian(real.cuda(), "cuda").with_half()), gaussian(fake.cuda(), "cuda")
+    assert between(a, b) == expected
+    assert between(a.on(torch.device("cpu")), b, device=torch.device("cpu")) == expected
+    assert between(gaussian(real), b, device=torch.device("cuda")) == expected
+
+
+@pytest.mark.gpu
+def test_sums_move_with_the_rows_that_wait(rows):
+    sums = MomentSums(12, torch.device("cuda"))
+    sums.add(rows[:200].cuda())
+    sums.count()
+    sums.add(rows[200:400].cuda())
+    sums.move(torch.device("cpu"))
+    sums.add(rows[400:].cuda())
+    found = sums.gaussian()
+    assert found.cov.device.type == "cpu"
+    assert torch.allclose(found.cov, gaussian(rows).cov, rtol=1e-10)

@@ -82,6 +82,7 @@ def test_a_small_set_is_taken_whole(rows):
 
 def test_one_portion_a_choice(rows):
     assert in_portions(kernel_distance(rows, rows + 1, 13, 10))[1] == 13
+    assert in_portions(kernel_distance(rows[:5], rows[5:9]))[1] == 100
 
 
 def test_half_precision_is_computed_in_float32(rows):

@@ -15,19 +15,20 @@ import pytest
 import scipy.linalg
 import torch
 import torch.distributed as dist
-from detectors import write_detectors
+from detectors import write_detectors, write_script
 from tiny import write_dataset
 
 from gan.data.dataset import ImageDataset
-from gan.errors import DiskFullError
+from gan.errors import DiskFullError, GanError
 from gan.metric_names import INCEPTION, METRICS, VGG
-from gan.metrics import measure, reals
+from gan.metrics import frechet, measure, reals
+from gan.metrics.collected import LostError, by_all
 from gan.metrics.detector import Detector
-from gan.metrics.detectors import Detectors
+from gan.metrics.detectors import Detectors, prefetch
 from gan.metrics.measure import Measurement, Measuring, Reals
 from gan.networks import Generator, SynthesisLayer
 from torch_utils.distributed import Place
-from torch_utils.world import ALONE, join
+from torch_utils.world import ALONE, World, join
 
 CPU = torch.device("cpu")
 NUM_FAKES = 72  # two blocks and a quarter
@@ -100,7 +101,8 @@ def test_every_metric_gives_its_numbers(tiny_dataset: Path, folder: Path) -> Non
     assert [found[name].num_reals for name in ("fid50k_full", "fid50k", "is50k", "swd")] == [40, 30, None, 40]
     assert [found[name].num_fakes for name in ("fid50k_full", "fid5k_full", "swd")] == [NUM_FAKES, 40, 40]
     assert set(found["swd"].results) == {"swd", "swd_16"}
-    assert found["ppl2_wend"].results != found["ppl_wend"].results  # the picture's middle only
+    lengths = [found[name].results[name] for name in METRICS if METRICS[name].kind == "ppl"]
+    assert len({round(length, 6) for length in lengths}) == len(lengths) == 5  # none is another one
 
 
 def test_fid_is_that_of_a_plain_implementation(tiny_dataset: Path, folder: Path) -> None:
@@ -128,12 +130,13 @@ def test_fid_is_that_of_a_plain_implementation(tiny_dataset: Path, folder: Path)
     assert found["fid50k_full"].results["fid50k_full"] == pytest.approx(expected, rel=1e-5)
 
 
-class Same:
+class Same(torch.nn.Module):
     """A generator of one picture."""
 
     c_dim, z_dim, img_size = 0, 8, (SIZE, SIZE)
 
     def __init__(self, level: float) -> None:
+        super().__init__()
         self.level = level
 
     def mapping(self, z: torch.Tensor, c: torch.Tensor, skip_w_avg_update: bool) -> torch.Tensor:
@@ -168,6 +171,7 @@ class Copies(Same):
     """A generator that has learnt images by heart."""
 
     def __init__(self, images: np.ndarray) -> None:
+        super().__init__(0)
         self.images, self.place = torch.from_numpy(images), 0
 
     def synthesis(self, ws: torch.Tensor, noise_mode: str, force_fp32: bool) -> torch.Tensor:
@@ -292,7 +296,7 @@ def test_what_is_known_of_the_reals_is_kept(counting: Any, folder: Path, tmp_pat
     assert second.decoded == []
 
     files = sorted((tmp_path / "kept").iterdir())
-    assert len(files) == 4
+    assert len(files) == 5
     damaged = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
@@ -396,7 +400,7 @@ def test_whatever_is_raised_becomes_a_failure(
     def broken(*args: Any) -> None:
         raise ZeroDivisionError("of all things")
 
-    monkeypatch.setattr(measure.frechet, "frechet_distance", broken)
+    monkeypatch.setattr(frechet, "frechet_distance", broken)
     found, failures = measured(make_generator(), tiny_dataset, folder, ["fid50k_full", "swd"])
     assert list(found) == ["swd"]
     assert failures == ["fid50k_full: ZeroDivisionError: of all things"]
@@ -459,3 +463,86 @@ def test_two_processes_find_what_one_finds(tiny_dataset: Path, folder: Path, tmp
     assert set(found) == set(TOGETHER) - {"ppl_wfull"}
     (line,) = failures
     assert line.startswith("ppl_wfull: TypeError")
+
+
+def test_it_can_be_dropped_at_any_moment(tiny_dataset: Path, folder: Path) -> None:
+    G, real = make_generator(), Reals(ImageDataset(tiny_dataset), Detectors(str(folder)))
+    names, portions = ["fid50k_full", "is50k", "swd", "diversity"], 0
+    while True:
+        measuring = Measuring(G, real, names, device=CPU)
+        for _ in range(portions):
+            with torch.no_grad():
+                next(measuring._portions, None)
+        measuring._portions.close()  # RuntimeError if it goes on
+        if len(measuring.measurements) == len(names):
+            break
+        portions += 7
+
+
+class _NotFinite(torch.nn.Module):
+    def forward(self, img: torch.Tensor, return_features: bool = False, no_output_bias: bool = False) -> torch.Tensor:
+        return (
+            img.to(torch.float32).mean([2, 3]) * float("nan") if len(img) != 2 or img.max() > 0 else torch.zeros(2, 4)
+        )
+
+
+def test_a_detector_that_gives_no_numbers_takes_only_its_metrics_with_it(tiny_dataset: Path, tmp_path: Path) -> None:
+    path = tmp_path / INCEPTION
+    write_script(path, _NotFinite())
+    found, failures = measured(make_generator(), tiny_dataset, tmp_path, ["fid50k_full", "kid50k_full", "swd"])
+    assert list(found) == ["swd"]
+    assert failures[0].startswith(f"fid50k_full, kid50k_full: {path}: gives values that are no finite numbers; ")
+
+
+def test_a_number_for_which_memory_runs_out_is_tried_again_and_on_the_cpu(
+    tiny_dataset: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = measured(make_generator(), tiny_dataset, folder, ["fid50k_full"])
+    tried: list[str] = []
+    for name in ("eigh", "eigvalsh"):
+        real = getattr(torch.linalg, name)
+
+        def full_twice(matrix: torch.Tensor, name: str = name, real: Any = real) -> Any:
+            tried.append(name)
+            if tried.count(name) < 3:
+                raise torch.OutOfMemoryError
+            return real(matrix)
+
+        monkeypatch.setattr(torch.linalg, name, full_twice)
+    monkeypatch.setattr(Reals, "known", lambda self, key, sha256: self._known.get((key, sha256)))
+    freed: list[int] = []
+    found, failures = measured(
+        make_generator(), tiny_dataset, folder, ["fid50k_full"], free_memory=lambda: freed.append(1)
+    )
+    assert (failures, numbers(found)) == ([], numbers(expected))
+    assert tried == ["eigh"] * 3 + ["eigvalsh"] * 3
+    assert len(freed) == 4
+
+
+def test_work_that_fails_on_one_process_fails_on_all() -> None:
+    class Pair(World):
+        def gather(self, value: Any, what: str) -> list[Any]:
+            return [value, "no memory there"]
+
+    with pytest.raises(LostError, match="no memory there"):
+        by_all(Pair(), lambda: 3, "a test")
+    with pytest.raises(LostError, match="ZeroDivisionError"):
+        by_all(ALONE, lambda: 1 / 0, "a test")
+    assert by_all(ALONE, lambda: 3, "a test") == 3
+
+
+def test_without_a_home_folder_nothing_is_kept(tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    detectors = Detectors()
+    assert detectors.path(INCEPTION) is None
+    assert "no folder" in detectors.missing_line([INCEPTION])
+    assert Reals(ImageDataset(tiny_dataset), detectors).folder is None
+    found, failures = measured(make_generator(), tiny_dataset, None, ["swd", "fid50k_full"])
+    assert list(found) == ["swd"]
+    assert len(failures) == 1
+    with pytest.raises(GanError, match="XDG_CACHE_HOME"):
+        prefetch([INCEPTION])

@@ -106,6 +106,10 @@ def test_a_linear_generator_has_a_known_length():
     assert torch.allclose(found, expected, rtol=1e-6)
 
 
+def test_the_step_is_that_of_the_paper():
+    assert distances(torch.zeros(1, 3), torch.full((1, 3), 1e-4)).item() == pytest.approx(3)
+
+
 class TestLength:
     @pytest.mark.parametrize("number", [1, 2, 50, 100, 101, 1000, 1234])
     def test_percentiles_as_numpy_has_them(self, number):

@@ -8,7 +8,7 @@ from checks import refusal
 from portions import finished, in_portions
 
 from gan.metrics import precision_recall as module
-from gan.metrics.precision_recall import precision_recall
+from gan.metrics.precision_recall import precision_recall, radii
 
 
 def by_definition(real, fake, k):
@@ -51,6 +51,19 @@ def test_definition(sets, k):
     assert portions == 12 * 13 // 2 + 9 * 10 // 2 + 12 * 9
 
 
+@pytest.mark.usefixtures("small_tiles")
+def test_radii_that_are_known_give_the_same(sets):
+    real, fake = sets
+    known, portions = in_portions(radii(real, 5))
+    assert portions == 12 * 13 // 2
+    assert torch.allclose(known.sqrt(), torch.cdist(real, real).sort(dim=1).values[:, 5], rtol=1e-4)
+    found, portions = in_portions(precision_recall(real, fake, 5, real_radii=known))
+    assert found == finished(precision_recall(real, fake, 5))
+    assert portions == 9 * 10 // 2 + 12 * 9
+    nothing = torch.zeros_like(known)
+    assert finished(precision_recall(real, fake, 5, real_radii=nothing)) == (0, found[1])
+
+
 def test_tiles_of_any_size_give_the_same(sets, monkeypatch):
     whole = finished(precision_recall(*sets))
     for size in (2**11, 2**13, 2**30):
@@ -65,6 +78,12 @@ def test_a_tile_stays_within_its_memory():
 
 
 class TestKnownAnswers:
+    def test_a_ball_holds_its_surface(self):
+        outside, inside = torch.tensor([[2.0], [9.0]]), torch.tensor([[0.0], [1.0], [10.0], [11.0]])
+        # The balls of the four reach just to the two; those of the two reach beyond all.
+        assert finished(precision_recall(outside, inside, 1)) == (1, 1)
+        assert finished(precision_recall(inside, outside, 1)) == (1, 1)
+
     def test_equal_sets_have_all(self, sets):
         real = sets[0]
         assert finished(precision_recall(real, real.flip(0))) == (1, 1)
@@ -123,3 +142,5 @@ def test_on_a_gpu_as_on_the_cpu(sets):
     on_cpu = finished(precision_recall(real, fake))
     assert finished(precision_recall(real, fake, device=torch.device("cuda"))) == on_cpu
     assert finished(precision_recall(real.cuda(), fake.cuda())) == on_cpu
+    known = finished(radii(real, 3, device=torch.device("cuda"))).cpu()
+    assert finished(precision_recall(real, fake, device=torch.device("cuda"), real_radii=known)) == on_cpu

@@ -37,6 +37,7 @@ class TestLevels:
             ((256, 256), [256, 128, 64, 32, 16]),
             ((96, 64), [96, 48, 24]),
             ((20, 100), [20]),
+            ((100, 20), [100]),
         ],
     )
     def test_down_to_16_pixels(self, size, expected):
@@ -163,6 +164,21 @@ class TestDistances:
     def test_a_set_of_one_colour_is_far_and_finite(self):
         plain = torch.full((10, 3, 32, 32), 77, dtype=torch.uint8)
         assert all(100 < value < 2000 for value in between(noise(10, 32, 32), plain).values())
+
+    def test_a_channel_that_hardly_varies_does_not_decide(self):
+        # An alpha channel of 255, in one set with some pixels of 254.
+        random = torch.Generator().manual_seed(3)
+        real, fake = noise(40, 32, 32, channels=4), noise(40, 32, 32, channels=4, seed=1)
+        real[:, 3], fake[:, 3] = 255, 255
+        full = between(real, fake)
+        real[:, 3] -= (torch.rand(40, 32, 32, generator=random) < 0.001).to(torch.uint8)
+        assert between(real, fake) == pytest.approx(full, abs=0.5)
+
+    def test_a_deviation_counts_as_one_level_at_least(self):
+        drawn = torch.randn(50, 64, 2, 49, generator=torch.Generator().manual_seed(0))
+        rows = module._normalised(drawn * torch.tensor([0.5, 3.0])[:, None] + 80).unflatten(1, (2, 49))
+        assert [float(rows[:, channel].std()) for channel in (0, 1)] == pytest.approx([0.5, 1], rel=0.01)
+        assert rows.mean((0, 2)).abs().max() < 1e-4
 
     def test_directions_follow_from_the_seed(self):
         real, fake = (descriptors(noise(6, 16, 16, seed=seed), range(6)) for seed in (0, 1))

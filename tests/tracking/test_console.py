@@ -28,6 +28,13 @@ def test_status_line():
     assert format_tick(entries(), total_kimg=1920.0) == LINE + " eta 3h 12m"
 
 
+def test_metrics_are_in_the_line_and_in_the_time_that_is_left():
+    record = entries(**{"Timing/sec_per_tick": 20.0, "Timing/sec_per_kimg": 3.0, "Timing/metrics": 5.0})
+    line = format_tick(record, total_kimg=1048.0)
+    assert "sec/tick 20.0 sec/kimg 3.00 maintenance 0.9 metrics 5.0 cpumem" in line
+    assert line.endswith(" eta 1h 06m")  # of 4 s a kimg
+
+
 def test_status_line_ends_with_the_health():
     words = "augment at its bound for 120 kimg: the data set may be too small"
     assert format_tick({**entries(), "health": words}, total_kimg=1920.0) == f"{LINE} eta 3h 12m health {words}"

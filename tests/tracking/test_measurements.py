@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from gan.errors import GanError
+from gan.metric_names import INCEPTION, METRICS
 from gan.metrics.measure import Measurement
-from gan.tracking import measurements
+from gan.tracking import jsonl, measurements
 
 
 def record(
@@ -59,6 +60,8 @@ def test_what_is_no_measurement_is_left_out(tmp_path: Path) -> None:
     measurements.append(tmp_path, record(1, 4.0))
     path = tmp_path / "metric-swd.jsonl"
     with open(path, "a") as file:
+        file.write("[" * 100_000 + "\n")
+        file.write('{"results": {"swd": 1' + 400 * "0" + '}, "snapshot_pkl": "network-snapshot-000009.pkl"}\n')
         file.write('[1]\n{"results": 3, "snapshot_pkl": "a"}\n{"results": {"swd": 1}}\nnothing\n\n{"resu')
     measurements.append(tmp_path, record(2, 3.0))  # behind a torn line
     measurements.append(tmp_path, record(3, math.nan))
@@ -66,6 +69,7 @@ def test_what_is_no_measurement_is_left_out(tmp_path: Path) -> None:
     found = list(measurements.read(tmp_path))
     assert [(m.metric, m.kimg, m.results) for m in found] == [
         ("swd", 1, {"swd": 4.0, "swd_16": 5.0}),
+        ("swd", 9, {}),
         ("swd", 2, {"swd": 3.0, "swd_16": 4.0}),
         ("swd", 3, {}),
     ]
@@ -85,6 +89,51 @@ def test_what_comes_after_a_state_is_dropped(tmp_path: Path) -> None:
     one, two = "network-snapshot-000001.pkl", "network-snapshot-000002.pkl"
     assert names(tmp_path) == [one, two, one, two, "elsewhere.pkl"]
     measurements.drop_beyond(tmp_path / "nowhere", 0)
+    measurements.drop_beyond(tmp_path, 2_000)
+    assert names(tmp_path)[:2] == [one, two]
+
+
+def test_the_image_counts_where_a_line_knows_it(tmp_path: Path) -> None:
+    measurements.append(tmp_path, record(2, 1.0, nimg=2_900))
+    measurements.drop_beyond(tmp_path, 2_900)
+    assert len(names(tmp_path)) == 1
+    measurements.drop_beyond(tmp_path, 2_400)
+    assert names(tmp_path) == []
+    line = {"Progress/kimg": {"mean": 2.9}}
+    jsonl.append(tmp_path / "stats.jsonl", jsonl.line_of({"Progress/kimg": {"mean": 1.9}}) + jsonl.line_of(line))
+    kimgs = (1, 2, 3)
+    found = [measurements.nimg_of(tmp_path, f"network-snapshot-{kimg:06d}.pkl") for kimg in kimgs]
+    assert (found, measurements.nimg_of(tmp_path, "elsewhere.pkl")) == ([1900, 2900, 3000], None)
+
+
+def test_a_file_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
+    assert measurements.unreadable(tmp_path) is None
+    (tmp_path / "metric-fid50k.jsonl").mkdir()
+    for kimg in (1, 2):
+        measurements.append(tmp_path, record(kimg, 1.0))
+    assert len(names(tmp_path)) == 2
+    assert "metric-fid50k.jsonl" in str(measurements.unreadable(tmp_path))
+    with pytest.raises(GanError, match=r"metric-fid50k\.jsonl"):
+        measurements.drop_beyond(tmp_path, 1_000)
+    assert len(names(tmp_path)) == 1
+
+
+def test_as_it_is_measured_now(tmp_path: Path) -> None:
+    digests = {INCEPTION: "abc"}
+    for metric in ("swd", "fid50k", "is50k"):
+        info, sha256 = METRICS[metric], "abc" if METRICS[metric].detector else None
+        num_reals = {"swd": 100, "fid50k": 100, "is50k": None}[metric]
+        num_fakes = 100 if metric == "swd" else info.num_fakes
+        measurement = Measurement(metric, {metric: 1.0}, 1.0, num_reals, num_fakes, info.detector, sha256, 3, None)
+        line = measurements.record_of(measurement, "network-snapshot-000001.pkl", 2, dataset="d1")
+        measurements.append(tmp_path, line)
+        (measured,) = measurements.read(tmp_path, metric)
+        assert measured.comparable == measurements.as_measured_now(metric, 100, "d1", digests, 3)
+        others = [(99, "d1", digests, 3), (100, "d2", digests, 3), (100, "d1", digests, 4)]
+        others += [(100, "d1", {INCEPTION: "abd"}, 3)] if sha256 else []
+        for i, other in enumerate(others):
+            same = metric == "is50k" and i == 0  # it takes no real images
+            assert (measured.comparable == measurements.as_measured_now(metric, *other)) is same
 
 
 class TestBest:

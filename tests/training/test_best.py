@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from gan.errors import GanError
+from gan.snapshot_names import BEST
 from gan.tracking import measurements
-from gan.training.best import FILE_NAME, Best, best_snapshot, renew
+from gan.training.best import Best, best_snapshot, renew
 
 
 def snapshot(run: Path, kimg: int, content: str = "") -> str:
@@ -41,20 +42,20 @@ def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_it_is_always_the_best_of_those_that_are_there(run: Path) -> None:
     assert renew(run, ["fid50k_full", "swd"]) is None
-    assert not (run / FILE_NAME).exists()
+    assert not (run / BEST).exists()
     measure(run, "swd", 4, 2.0)
     measure(run, "swd", 8, 1.0)
     assert renew(run, ["fid50k_full", "swd"]) == Best("network-snapshot-000008.pkl", "swd", 1.0)
-    assert (run / FILE_NAME).read_text() == "8"
+    assert (run / BEST).read_text() == "8"
     measure(run, "fid50k_full", 4, 30.0)  # the first metric counts as soon as there is a number of it
     assert renew(run, ["fid50k_full", "swd"]) == Best("network-snapshot-000004.pkl", "fid50k_full", 30.0)
-    assert (run / FILE_NAME).read_text() == "4"
+    assert (run / BEST).read_text() == "4"
     snapshot(run, 4, "made again")
     assert renew(run, ["fid50k_full"])
-    assert (run / FILE_NAME).read_text() == "made again"
+    assert (run / BEST).read_text() == "made again"
     (run / "network-snapshot-000004.pkl").unlink()
     assert renew(run, ["fid50k_full", "swd"]) == Best("network-snapshot-000008.pkl", "swd", 1.0)
-    assert (run / FILE_NAME).read_text() == "8"
+    assert (run / BEST).read_text() == "8"
     (run / "network-snapshot-000008.pkl").unlink()
     assert renew(run, ["swd"]) is None
     assert [path.name for path in run.glob("network*")] == ["network-snapshot-000000.pkl"]
@@ -74,7 +75,7 @@ def test_a_folder_can_be_moved(tmp_path: Path) -> None:
     measure(tmp_path / "run", "swd", 4, 0.9)
     renew(tmp_path / "run", ["swd"])
     shutil.move(tmp_path / "run", tmp_path / "moved")
-    assert (tmp_path / "moved" / FILE_NAME).read_text() == "4"
+    assert (tmp_path / "moved" / BEST).read_text() == "4"
 
 
 def test_without_room_the_old_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,10 +92,21 @@ def test_without_room_the_old_one_stays(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(shutil, "copy2", full)
     with pytest.raises(GanError, match="no space left"):
         renew(tmp_path, ["swd"])
-    assert (tmp_path / FILE_NAME).read_text() == "0"
+    assert (tmp_path / BEST).read_text() == "0"
     assert not list(tmp_path.glob(".*"))
 
 
-def test_the_line_for_people() -> None:
-    line = Best("network-snapshot-000160.pkl", "fid50k_full", 12.3412).line
-    assert line == "Best:      network-snapshot-000160.pkl by fid50k_full 12.34 (network-snapshot-best.pkl)"
+def test_a_folder_in_its_place_is_for_whoever_put_it_there(tmp_path: Path) -> None:
+    snapshot(tmp_path, 4)
+    measure(tmp_path, "swd", 4, 0.9)
+    (tmp_path / BEST).mkdir()
+    with pytest.raises(GanError, match="is a folder, where the best snapshot is to be; move it away"):
+        renew(tmp_path, ["swd"])
+    found = best_snapshot(tmp_path, ["swd"])
+    assert found is not None
+    assert found.line == "Best:      network-snapshot-000004.pkl by swd 0.9"
+    (tmp_path / BEST).rmdir()
+    assert renew(tmp_path, ["swd"]) == found
+    found = best_snapshot(tmp_path, ["swd"])
+    assert found is not None
+    assert found.line == "Best:      network-snapshot-000004.pkl by swd 0.9 (network-snapshot-best.pkl)"

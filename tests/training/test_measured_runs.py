@@ -75,10 +75,10 @@ def test_a_snapshot_of_a_run_that_was_stopped_is_measured_when_it_goes_on(tiny_d
     name = "network-snapshot-000001.pkl"
     assert f"Metrics:   {name} is measured when the run goes on" in result.output
     assert not list(the_run().glob("metric-*"))
-    result = run_train("--resume", "--metrics-budget", 100)
+    result = run_train("--resume", "--metrics-budget", 100, "--kimg", 4, "--snap", 9)
     assert result.exit_code == 0, result.output
     measured = {line["snapshot_pkl"]: line["results"] for line in lines(the_run())}
-    assert measured.keys() == {name, "network-snapshot-000002.pkl"}
+    assert measured.keys() == {name, "network-snapshot-000004.pkl"}
     assert measured[name] == pytest.approx(measured_by_hand(the_run(), name, tiny_dataset))
 
 
@@ -100,7 +100,9 @@ def test_ctrl_c_at_the_end_leaves_a_complete_run_and_resume_makes_up_for_it(
     result = run_train("--resume")
     assert result.exit_code == 0
     assert [line["snapshot_pkl"] for line in lines(the_run())] == ["network-snapshot-000001.pkl"]
+    (the_run() / "fakes000001.png").unlink()
     assert run_train("--resume").exit_code == 0
+    assert (the_run() / "fakes000001.png").exists()
     assert len(lines(the_run())) == 1
 
 
@@ -114,8 +116,10 @@ def test_the_best_snapshot_stays_and_going_back_sets_numbers_aside(tiny_dataset:
     by_diversity = max(lines(run_dir, "diversity"), key=lambda line: line["results"]["diversity"])["snapshot_pkl"]
     assert there == {"network-snapshot-000002.pkl", best.name, by_diversity}
     before = lines(run_dir)
+    (run_dir / "metric-odd.jsonl").mkdir()  # which cannot be read
     result = interrupted(4, "--resume", "--at", 1.5, "--metrics", "none", "--kimg", 3)
     assert result.exit_code == 130
+    assert "metric-odd.jsonl: Is a directory" in result.output
     assert lines(run_dir / "set-aside-01") == before
     kept = [line for line in before if line["snapshot_pkl"] <= "network-snapshot-000001.pkl"]
     assert lines(run_dir) == kept
@@ -131,8 +135,8 @@ def test_a_broken_detector_costs_its_metrics_and_nothing_else(tiny_dataset: Path
     result = run_train("--data", tiny_dataset, *RUN, "--metrics", "fid50k_full,pr50k3_full,swd", "--detectors", folder)
     assert result.exit_code == 0, result.output
     said = [line for line in result.output.splitlines() if line.startswith("Metrics:")]
-    assert any("pr50k3_full left out" in line for line in said)
-    assert sum(INCEPTION in line and "fid50k_full" in line for line in said) >= 1
+    assert any("pr50k3_full left out: vgg16.pt is not here" in line for line in said)
+    assert sum(f"fid50k_full left out: {folder / INCEPTION}: it is a web page" in line for line in said) == 1
     assert not list(the_run().glob("metric-fid*"))
     assert "Best:      network-snapshot-000001.pkl by swd" in result.output or lines(the_run())
     shutil.rmtree(folder)  # a folder that a run remembers may be gone when it goes on

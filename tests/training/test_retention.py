@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from gan.errors import GanError
 from gan.training.retention import best_snapshots, milestones, prune_snapshots, snapshots_in, snapshots_to_remove
+from gan.training.run_files import RunFiles
 
 RUN = [0, 200, 400, 600, 800, 1000, 1200]
 
@@ -129,6 +132,21 @@ def test_pruning_removes_snapshots_and_nothing_else(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("fakes*.png"))) == len(RUN)
     assert all((tmp_path / name).exists() for name in others)
     assert prune_snapshots(tmp_path, 2, 600) == []
+
+
+def test_as_long_as_the_best_is_not_known_none_is_removed(tmp_path: Path) -> None:
+    make_run(tmp_path, [0, 200, 400])
+    (tmp_path / "metric-fid50k_full.jsonl").mkdir()
+    with pytest.raises(GanError, match=r"metric-fid50k_full\.jsonl.*snapshots stay"):
+        prune_snapshots(tmp_path, 1, None)
+    assert snapshots_in(tmp_path) == [0, 200, 400]
+    said: list[str] = []
+    config = SimpleNamespace(keep=1, keep_every=None)
+    run = SimpleNamespace(_config=config, _run_dir=tmp_path, _in_use=tuple, _report=said.append, _said=set())
+    for _ in range(2):
+        RunFiles.prune(run)  # type: ignore[arg-type]
+    (line,) = said
+    assert line.startswith(f"WARNING:   --keep 1: {tmp_path}")
 
 
 def test_one_that_cannot_be_removed_does_not_stop_the_others(tmp_path: Path) -> None:
