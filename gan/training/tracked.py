@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from gan.config import TrainConfig
-from gan.errors import GanError
 from gan.metric_names import AUTO, METRICS, chosen, detectors_of
-from gan.metrics.detectors import Detectors, check_file
+from gan.metrics.detectors import Detectors
 from torch_utils.world import ALONE, World
 
 _PREFETCH = "python -m gan metrics --prefetch"
@@ -14,7 +13,7 @@ _PREFETCH = "python -m gan metrics --prefetch"
 def tracked(config: TrainConfig, detectors: Detectors, world: World = ALONE) -> tuple[list[str], list[str]]:
     """The metrics that every process can compute, and lines for people about that."""
     wanted = detectors_of(chosen(config.metrics, lambda name: True))
-    here = {name: problem for name in wanted if (problem := _problem_with(name, detectors)) is not None}
+    here = {name: problem for name in wanted if (problem := detectors.problem_with(name)) is not None}
     wrong: dict[str, str] = {}  # by detector
     for rank, there in enumerate(world.gather(here, "the detectors")):
         for name, problem in there.items():
@@ -34,18 +33,6 @@ def tracked(config: TrainConfig, detectors: Detectors, world: World = ALONE) -> 
     elif not lines:
         lines.append("none")
     return names, [f"Metrics:   {line}" for line in lines]
-
-
-def _problem_with(name: str, detectors: Detectors) -> str | None:
-    """Why a detector cannot be used."""
-    path = detectors.path(name)
-    if path is None:
-        return detectors.missing_line([name])
-    try:
-        check_file(path)
-    except GanError as error:
-        return str(error)
-    return None
 
 
 def _why_no_more(wrong: dict[str, str], detectors: Detectors) -> str:

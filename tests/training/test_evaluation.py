@@ -20,7 +20,6 @@ from gan.snapshot_names import BEST
 from gan.tracking import measurements
 from gan.train_options import TrainOptions
 from gan.training import evaluation
-from gan.training import tracked as tracked_module
 from gan.training.evaluation import Evaluation
 from gan.training.tracked import tracked
 from gan.training.turns import Asked
@@ -43,6 +42,11 @@ class Detectors:
 
     def missing_line(self, names: Sequence[str]) -> str:
         return f"{' and '.join(names)} not found"
+
+    def problem_with(self, name: str) -> str | None:
+        if self.path(name) is None:
+            return self.missing_line([name])
+        return f"{name}: is damaged" if "damaged" in self.there else None
 
     def sha256(self, name: str) -> str:
         return f"hash of {name}"
@@ -171,7 +175,6 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]
     monkeypatch.setattr(evaluation, "Measuring", Measuring)
     monkeypatch.setattr(evaluation, "Reals", Reals)
     monkeypatch.setattr(evaluation, "Detectors", lambda folder: Detectors([INCEPTION]))
-    monkeypatch.setattr(tracked_module, "check_file", lambda path: None)
     monkeypatch.setattr(Clock, "now", 1000.0)
     monkeypatch.setattr(evaluation.time, "monotonic", lambda: Clock.now)
     for name, value in (
@@ -561,13 +564,7 @@ def test_what_is_measured_is_what_every_process_can(
     elsewhere: list[str],
     names: list[str],
     lines: list[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def check_file(path: Path) -> None:
-        if "damaged" in there:
-            raise GanError(f"{path}: is damaged")
-
-    monkeypatch.setattr(tracked_module, "check_file", check_file)
     found, said = tracked(config(metrics=metrics), Detectors(there), Others(elsewhere))  # type: ignore[arg-type]
     assert found == names
     assert len(said) == len(lines)
