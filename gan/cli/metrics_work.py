@@ -52,8 +52,9 @@ class Work:
             self.fail(line)
         todo = [item for item in order.items if item.metrics]
         measured: dict[str, dict[str, Measured]] = {}
-        if self._world.is_first and len(todo) < len(order.items):
+        if self._world.is_first and not self._request.force:
             measured = measured_before(order, self._datasets)
+        if self._world.is_first and len(todo) < len(order.items):
             self._say(
                 f"{len(order.items) - len(todo)} of {len(order.items)} files were measured before (--force: again)"
             )
@@ -121,10 +122,12 @@ class Work:
 
     def _keep(self, item: Item, measurement: Measurement, reals: Reals) -> Measured:
         """What was measured, as it can be read again; if the file is one of a run it is written there."""
-        name, nimg = item.shown, None
-        if item.run_dir is not None:
-            nimg = measurements.nimg_of(Path(item.run_dir), name)
-        record = measurements.record_of(measurement, name, self._world.size, dataset=reals.fingerprint, nimg=nimg)
+        name, nimg, dataset = item.shown, None, None
+        with contextlib.suppress(GanError, OSError):  # either may be gone now, and the number is there
+            dataset = reals.fingerprint
+        with contextlib.suppress(GanError, OSError):
+            nimg = None if item.run_dir is None else measurements.nimg_of(Path(item.run_dir), name)
+        record = measurements.record_of(measurement, name, self._world.size, dataset=dataset, nimg=nimg)
         if item.run_dir is not None:
             try:
                 measurements.append(Path(item.run_dir), record)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -100,12 +99,12 @@ def recorded_measured(run_dir: Path, ticks: Sequence[Tick], up_to: int) -> list[
     """What snapshots of the run were measured by, the last time; those beyond `up_to` images are left out."""
     exact, found = _exact(ticks), dict[tuple[str, str], Tick]()
     for measured in measurements.read(run_dir):
-        timestamp, nimg = measured.record.get("timestamp"), measured.record.get("nimg")
-        if measured.kimg is None or not isinstance(timestamp, (int, float)) or not math.isfinite(timestamp):
+        timestamp, nimg = jsonl.finite(measured.record.get("timestamp")), measured.nimg
+        if measured.kimg is None or timestamp is None:
             continue
-        if not isinstance(nimg, int):  # `gan metrics` has the name alone
-            nimg = exact.get(measured.kimg, measured.kimg * 1000)
-        if nimg <= up_to:
+        if measured.record.get("nimg") is None:  # the name alone is known
+            nimg = exact.get(measured.kimg, nimg)
+        if nimg is not None and nimg <= up_to:
             found[measured.metric, measured.snapshot] = measured_of(nimg, measured.results, timestamp)
     return list(found.values())
 

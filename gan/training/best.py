@@ -58,7 +58,8 @@ def renew(run_dir: Path, metrics: Sequence[str]) -> Best | None:
         raise GanError(f"{path}: is a folder, where the best snapshot is to be; move it away")
     try:
         if best is None:
-            path.unlink(missing_ok=True)
+            if path.is_symlink():  # a file may be all that is left of a network
+                path.unlink()
         elif not _is_it(path, run_dir / best.snapshot):
             _replace(path, best.snapshot)
     except OSError as error:

@@ -12,7 +12,6 @@ import re
 import shutil
 from pathlib import Path
 
-from gan.errors import GanError
 from gan.files import atomic_path, explain_os_error
 from gan.tracking import jsonl
 from gan.training.run_folder import OPTIONS_FILE
@@ -41,7 +40,7 @@ def go_back(
         for name in (jsonl.FILE_NAME, OPTIONS_FILE, NEWEST):
             _copy(run_dir / name, aside)
         for path in run_dir.glob("metric-*.jsonl"):
-            with contextlib.suppress(GanError, OSError):  # one that cannot be read keeps no run from going on
+            if os.access(path, os.R_OK) and path.is_file():  # one that cannot be read keeps no run from going on
                 _copy(path, aside)
         states.replace_newest(state)
     except OSError as error:

@@ -97,6 +97,7 @@ class Evaluation:
         self._budget = Budget(config.metrics_budget)
         self._in_use: tuple[str, ...] = ()
         self._num_left_out = 0  # for want of time
+        self._swapped = False  # since it was asked what to do next
 
     def in_use(self) -> tuple[str, ...]:
         """Names of the snapshots that are measured, or wait for it; on any thread."""
@@ -158,7 +159,8 @@ class Evaluation:
 
     def follow(self, asked: Asked) -> float:
         """Do what all processes have asked for; the seconds that it took."""
-        if self._current is None or not asked & (Asked.MEASURE | Asked.MEASURED):
+        swapped, self._swapped = self._swapped, False
+        if self._current is None or swapped or not asked & (Asked.MEASURE | Asked.MEASURED):
             return 0.0
         self._world.meet("a portion of the metrics")  # before the device is waited for
         _wait_for(self._device)
@@ -235,7 +237,7 @@ class Evaluation:
     def _drop_for_the_waiting_one(self) -> None:
         if self._current is not None:
             self._leave_out(self._current)
-        following, self._waiting = self._waiting, None
+        following, self._waiting, self._swapped = self._waiting, None, True
         self._begin(following)
 
     def _begin(self, evaluation: _Evaluation | None) -> None:

@@ -62,7 +62,9 @@ class Results:
         if not kimgs or self._reals is None:
             return None
         name, reals = name_of(kimgs[-1]), self._reals
-        lines = [line for line in measurements.read(self._run_dir) if line.snapshot == name and line.metric in METRICS]
+        lines = [
+            line for line in measurements.read(self._run_dir) if line.snapshot == name and line.metric in self._metrics
+        ]
         digests = {each: reals.detectors.sha256(each) for each in detectors_of({line.metric for line in lines})}
         done = {
             line.metric

@@ -128,6 +128,10 @@ def test_what_is_there_already_is_not_measured_again(run_dir: Path, monkeypatch:
     assert again.exit_code == 0, again.output
     assert again.stdout == first.stdout
     assert again.stderr == "2 of 2 files were measured before (--force: again)\n"
+    more = run(run_dir / NAMES[0], run_dir / NAMES[1], "--metrics", "swd,diversity")
+    assert [row.split()[:2] for row in more.stdout.splitlines()[1:3]] == [
+        row.split()[:2] for row in first.stdout.splitlines()[1:3]
+    ]
     assert "1 of 2 files were measured before" in run(run_dir / NAMES[1], run_dir / NAMES[2], "--metrics", "swd").stderr
     assert [line["snapshot_pkl"] for line in lines(run_dir)] == NAMES
     forced = run(run_dir / NAMES[0], "--metrics", "swd", "--force")
